@@ -1,0 +1,1 @@
+"""The EFFECTS that workflows ask for, behind ports."""

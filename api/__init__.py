@@ -1,0 +1,1 @@
+"""How the world TALKS to the service: routers, schemas, auth, SSE and WebSocket bridges."""

@@ -1,0 +1,1 @@
+"""What is REMEMBERED: Postgres tables, repositories, the event log, migrations."""

@@ -1,0 +1,80 @@
+"""How each workflow is started, in one place: id, conflict policy, search attributes, what operators read.
+
+Every call is safe to repeat: the id follows from the row that was committed before, so a second start finds the
+first. Raises `temporalio.service.RPCError` when the server doesn't answer within `timeout`.
+"""
+
+from datetime import timedelta
+
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+
+from workflows.contracts.dev_servers import DevServerCommand, DevServerInput
+from workflows.contracts.names import TASK_QUEUE, ProjectRef, delete_project_id, dev_server_id, provision_project_id
+from workflows.contracts.projects import ProjectInput
+
+USER_ID = SearchAttributeKey.for_keyword("UserId")
+PROJECT_ID = SearchAttributeKey.for_keyword("ProjectId")
+TASK_STATE = SearchAttributeKey.for_keyword("TaskState")
+
+RPC_TIMEOUT = timedelta(seconds=4)
+"""A request that waits longer for Temporal is answered 503; the row stands, and `Reconcile` starts the work."""
+
+
+def project_attributes(ref: ProjectRef) -> TypedSearchAttributes:
+    """Search attributes of every workflow that belongs to a project."""
+    return TypedSearchAttributes(
+        [SearchAttributePair(USER_ID, str(ref.user_id)), SearchAttributePair(PROJECT_ID, str(ref.project_id))]
+    )
+
+
+async def start_provision_project(client: Client, project: ProjectInput) -> None:
+    """Start `ProvisionProject` unless it runs or has run."""
+    await _start_project_workflow(client, "ProvisionProject", provision_project_id(project.project_id), project)
+
+
+async def start_delete_project(client: Client, project: ProjectInput) -> None:
+    """Start `DeleteProject` unless it runs; a failed one is run again."""
+    await _start_project_workflow(client, "DeleteProject", delete_project_id(project.project_id), project)
+
+
+async def _start_project_workflow(client: Client, name: str, workflow_id: str, project: ProjectInput) -> None:
+    await client.start_workflow(
+        name,
+        project,
+        id=workflow_id,
+        task_queue=TASK_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        search_attributes=project_attributes(project.ref),
+        static_summary=f"{name} {project.project_id} of user {project.user_id}",
+        rpc_timeout=RPC_TIMEOUT,
+    )
+
+
+async def command_dev_server(
+    client: Client, server: DevServerInput, command: DevServerCommand
+) -> WorkflowHandle[object, object]:
+    """Hand the command to the project's `DevServer`, starting it when it doesn't live.
+
+    A signal-with-start, not an update: Temporal accepts it durably while no worker is there, so a start during a
+    worker's death is kept, not refused.
+    """
+    return await client.start_workflow(
+        "DevServer",
+        server,
+        id=dev_server_id(server.project_id),
+        task_queue=TASK_QUEUE,
+        start_signal="command",
+        start_signal_args=[command],
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        search_attributes=project_attributes(server.ref),
+        static_summary=f"Dev server of project {server.project_id}, user {server.user_id}",
+        rpc_timeout=RPC_TIMEOUT,
+    )
