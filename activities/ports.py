@@ -1,0 +1,332 @@
+"""The ports behind which every effect stands. Drivers implement them; nobody else imports a driver.
+
+Shapes are plain frozen dataclasses, times are seconds, sizes bytes unless a name says otherwise.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+from workflows.contracts.names import ProjectRef
+
+# --- Runtime ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResourceLimits:
+    """Bounds of one dev server's container: memory = memory + swap, CPU in cores, processes, open files."""
+
+    memory_mb: int = 1024
+    cpus: float = 1.0
+    pids: int = 256
+    open_files: int = 8192
+
+
+@dataclass(frozen=True)
+class DevServerSpec:
+    """All that a container is made from; the same spec gives the same `spec_hash`, on every driver.
+
+    `command` and `install` are run by `sh` in the project's folder with `PORT` set; `install` first, and only when
+    `install_inputs` (paths in the project, e.g. `package-lock.json`) have changed since it last succeeded.
+    `environment` holds the owner's variables: never logged, never in a workflow payload.
+    """
+
+    ref: ProjectRef
+    command: str
+    port: int
+    install: str | None = None
+    install_inputs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+
+
+class ContainerState(StrEnum):
+    """`created`: made, never ran, or its start failed. `running`: the process lives, whatever HTTP says."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True)
+class ContainerStatus:
+    """A container as the runtime sees it now. `exit_code` only when `exited`.
+
+    `address` is where the server inside is reached from the service's host, None unless running.
+    """
+
+    ref: ProjectRef
+    id: str
+    state: ContainerState
+    spec_hash: str
+    started_at: datetime | None = None
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    address: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class ExecSpec:
+    """A command in a running container, by `sh -c`. `cwd` is relative to the project's folder."""
+
+    command: str
+    cwd: str = "."
+    environment: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class ExecOutput:
+    """A piece of output as it came."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ExecExit:
+    """The end of a command; always the last item. `exit_code` 124 with `timed_out` when its time ran out."""
+
+    exit_code: int
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class CommandStatus:
+    """A ledger command: `exit_code` is None while it runs. `output_size`: bytes of output so far."""
+
+    id: str
+    exit_code: int | None
+    output_size: int
+
+
+class Terminal(Protocol):
+    """An open PTY. `session` names it: opening with the same name again replays the last 64 KiB and goes on."""
+
+    session: str
+
+    async def read(self) -> bytes:
+        """Return the next bytes; empty when the shell has ended."""
+
+    async def write(self, data: bytes) -> None:
+        """Type `data`."""
+
+    async def resize(self, cols: int, rows: int) -> None:
+        """Tell the shell the window's size."""
+
+
+class Runtime(Protocol):
+    """One dev server per project, in isolation. Truth is in the runtime's labels: drivers keep nothing in memory.
+
+    Errors are `RuntimeFault`s (activities/errors.py), classed by cause. No call retries by itself.
+    """
+
+    name: str
+
+    async def launch(self, spec: DevServerSpec, *, on_stage: "StageListener") -> ContainerStatus:
+        """Have exactly one container running that was made from `spec`.
+
+        | there is | then |
+        |---|---|
+        | running, same spec hash | adopted as it is |
+        | created or exited, same hash | started |
+        | any with another hash | removed, made anew |
+        | none | made and started |
+        Safe to call twice and at once; a failed start leaves no half-made container.
+        """
+
+    async def stop(self, ref: ProjectRef, *, grace_s: float = 5.0) -> None:
+        """Stop it and keep what a start needs. Not there, or stopped already, is success."""
+
+    async def remove(self, ref: ProjectRef) -> None:
+        """Remove container, commands and terminals. Not there is success."""
+
+    async def remove_user(self, user_id: int) -> None:
+        """Remove what all of a user's projects share (network). In use, or not there, is success."""
+
+    async def inspect(self, ref: ProjectRef) -> ContainerStatus | None:
+        """The project's container now, or None."""
+
+    async def discover(self) -> list[ContainerStatus]:
+        """Every container of this installation, found by label."""
+
+    async def wait(self, ref: ProjectRef) -> ContainerStatus | None:
+        """Return when the container no longer runs: its last status, or None when it is gone."""
+
+    async def probe(self, ref: ProjectRef, port: int) -> bool:
+        """Whether one HTTP request to the server inside gets any HTTP answer below 500, within 2 s."""
+
+    def logs(self, ref: ProjectRef, *, tail: int = 200, follow: bool = False) -> AsyncIterator[bytes]:
+        """The server's output, the last `tail` lines first; with `follow` until it ends. Pieces as they come."""
+
+    def exec(self, ref: ProjectRef, spec: ExecSpec) -> AsyncIterator[ExecOutput | ExecExit]:
+        """Run a command. Timeout, cancellation and closing the iterator kill its whole process tree."""
+
+    async def start_command(self, ref: ProjectRef, command_id: str, spec: ExecSpec) -> CommandStatus:
+        """Run a ledger command, in the background, once: the same id again changes nothing and tells its status."""
+
+    async def command_status(self, ref: ProjectRef, command_id: str) -> CommandStatus | None:
+        """How a ledger command stands, None when it was never started."""
+
+    async def command_output(self, ref: ProjectRef, command_id: str, *, offset: int, limit: int) -> bytes:
+        """A range of a ledger command's output (stdout and stderr as they came)."""
+
+    async def kill_command(self, ref: ProjectRef, command_id: str) -> None:
+        """Kill a ledger command's process tree; ended or unknown is success."""
+
+    def terminal(
+        self, ref: ProjectRef, *, session: str | None, cols: int, rows: int
+    ) -> AbstractAsyncContextManager[Terminal]:
+        """Open a shell on a PTY, or return to `session`. Leaving the context detaches; the shell lives on."""
+
+    async def ready(self) -> None:
+        """Raise a fault that says why when the runtime can't start containers now; for `/readyz`."""
+
+    async def close(self) -> None:
+        """Let connections go. Containers live on."""
+
+
+class StageListener(Protocol):
+    """Called by `launch` as it goes: `pulling`, `creating`, `starting`."""
+
+    async def __call__(self, stage: str) -> None:
+        """Take note."""
+
+
+# --- FileStore --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One entry of a project's tree. `path`: relative, `/`-separated. `etag`: unquoted, files only."""
+
+    path: str
+    type: Literal["file", "dir", "symlink"]
+    size: int
+    modified_at: datetime
+    etag: str | None
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """What a write did, for its event. `etag` is None after a deletion."""
+
+    path: str
+    op: Literal["created", "modified", "deleted"]
+    etag: str | None
+
+
+@dataclass(frozen=True)
+class FilePrecondition:
+    """`if_match`: only over a file with this etag (`*`: any). `if_none_match`: only where nothing is."""
+
+    if_match: str | None = None
+    if_none_match: bool = False
+
+
+@dataclass(frozen=True)
+class PutFile:
+    """Batch operation: write a whole file."""
+
+    path: str
+    content: bytes
+    precondition: FilePrecondition = FilePrecondition()
+
+
+@dataclass(frozen=True)
+class DeleteFile:
+    """Batch operation: delete a file, or with `recursive` a directory."""
+
+    path: str
+    recursive: bool = False
+    precondition: FilePrecondition = FilePrecondition()
+
+
+@dataclass(frozen=True)
+class MoveFile:
+    """Batch operation: rename within the project."""
+
+    source: str
+    target: str
+    overwrite: bool = False
+
+
+FileOperation = PutFile | DeleteFile | MoveFile
+
+
+class OpenFile(Protocol):
+    """A file opened for reading: what it is and its bytes from one descriptor, so that the two agree."""
+
+    entry: FileEntry
+
+    def chunks(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of `[start, end)`, in pieces of at most 256 KiB."""
+
+    async def close(self) -> None:
+        """Close the descriptor."""
+
+
+class FileStore(Protocol):
+    """The one way to a project's files. Paths are resolved beneath the project's root, never through a link out.
+
+    Raises `BadPathError` for a path that leaves the project or can't be a name, `NotFoundError`,
+    `PreconditionError`, `ConflictError` (`is_directory`, `not_empty`, `exists`), `TooLargeError`.
+    Blocking calls run in threads. Every write is whole or not at all (temp file and rename), and owned by the
+    user that the project's container runs as.
+    """
+
+    def root(self, ref: ProjectRef) -> Path:
+        """Absolute path of the project's folder on this host, for mounts and watchers."""
+
+    async def exists(self, ref: ProjectRef) -> bool:
+        """Whether the project has a folder."""
+
+    async def entries(
+        self, ref: ProjectRef, path: str = "", *, depth: int = 1, include_all: bool = False
+    ) -> list[FileEntry]:
+        """Entries below `path`, sorted by path; `node_modules` is one entry, never walked; bounded."""
+
+    async def stat(self, ref: ProjectRef, path: str) -> FileEntry:
+        """One entry."""
+
+    async def open(self, ref: ProjectRef, path: str) -> OpenFile:
+        """Open a regular file for reading."""
+
+    async def read(self, ref: ProjectRef, path: str, *, limit: int = 10 * 1024 * 1024) -> bytes:
+        """A whole regular file of at most `limit` bytes."""
+
+    async def put(
+        self, ref: ProjectRef, path: str, content: AsyncIterator[bytes], precondition: FilePrecondition
+    ) -> FileChange:
+        """Write a whole file, parents made."""
+
+    async def delete(
+        self, ref: ProjectRef, path: str, *, recursive: bool = False, precondition: FilePrecondition | None = None
+    ) -> FileChange:
+        """Delete a file or a link; a directory only with `recursive`."""
+
+    async def move(self, ref: ProjectRef, source: str, target: str, *, overwrite: bool = False) -> list[FileChange]:
+        """Rename within the project, parents made."""
+
+    async def batch(
+        self, ref: ProjectRef, operations: list[FileOperation], *, atomic: bool
+    ) -> list[list[FileChange] | Exception]:
+        """Apply in order; per item its changes or its error. `atomic`: one error undoes all."""
+
+    def export(self, ref: ProjectRef) -> AsyncIterator[bytes]:
+        """The project as `.tar.gz`, without `.studio/` and `node_modules`, streamed."""
+
+    async def import_archive(self, ref: ProjectRef, archive: Path) -> list[FileChange]:
+        """Unpack `.tar.gz` or `.zip` over the project; a hostile one raises `InvalidError`, nothing written."""
+
+    async def create(self, ref: ProjectRef, source: Path | None) -> None:
+        """Make the project's folder from a copy of `source` (None: empty), complete or not at all; there already
+        is success. Never follows a link while it copies.
+        """
+
+    async def destroy(self, ref: ProjectRef) -> None:
+        """Remove the project's folder and all in it; gone already is success."""

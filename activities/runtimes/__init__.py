@@ -1,0 +1,1 @@
+"""One port, three drivers: docker, kubernetes, local. `open.py` alone knows which."""

@@ -1,0 +1,55 @@
+"""What the routes stand on, given by the composition root (`workers/api.py`); no route builds any of it."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+
+from activities.ports import FileStore, Runtime
+from api.temporal import TemporalGateway
+from storage.engine import Database
+from storage.event_log import EventReader
+from storage.secret_box import SecretBox
+
+
+@dataclass(frozen=True)
+class ApiConfig:
+    """Settings of this room. Durations are seconds, sizes bytes.
+
+    `public_url`: where browsers reach the API, e.g. `http://localhost:8000`; `preview_port` None: the scheme's own.
+    """
+
+    secret_key: str
+    public_url: str
+    preview_domain: str
+    preview_port: int | None
+    preview_scheme: str = "http"
+    cors_origins: tuple[str, ...] = ()
+    project_limit: int = 100
+    access_token_s: int = 15 * 60
+    refresh_token_s: int = 14 * 24 * 3600
+    idle_timeout_s: int = 30 * 60
+    start_timeout_s: int = 10 * 60
+    idle_grace_s: int = 60
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything with a connection, opened and closed by the composition root."""
+
+    config: ApiConfig
+    database: Database
+    events: EventReader
+    temporal: TemporalGateway
+    files: FileStore
+    runtime: Runtime
+    secrets: SecretBox
+
+
+def get_services(connection: HTTPConnection) -> Services:
+    """The services of this application; a dependency."""
+    return cast("Services", connection.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
