@@ -197,6 +197,18 @@ class StageListener(Protocol):
         """Take note."""
 
 
+# --- Templates ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Template:
+    """A project template, as `GET /api/templates` shows it."""
+
+    name: str
+    title: str
+    description: str
+
+
 # --- FileStore --------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,13 @@
 """What the routes stand on, given by the composition root (`workers/api.py`); no route builds any of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from activities.ports import FileStore, Runtime
+from activities.ports import FileStore, Runtime, Template
 from api.temporal import TemporalGateway
 from storage.engine import Database
 from storage.event_log import EventReader
@@ -43,6 +44,7 @@ class Services:
     events: EventReader
     temporal: TemporalGateway
     files: FileStore
+    templates: Mapping[str, Template]
     runtime: Runtime
     secrets: SecretBox
 

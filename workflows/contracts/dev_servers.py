@@ -35,12 +35,11 @@ class DevServerStage(StrEnum):
 
 
 class DevServerAction(StrEnum):
-    """What a command asks for. `retire` comes from a deletion: remove the container and end."""
+    """What a command asks for."""
 
     START = "start"
     STOP = "stop"
     RESTART = "restart"
-    RETIRE = "retire"
 
 
 class LeaseKind(StrEnum):
@@ -150,7 +149,7 @@ class DevServerActivities(Protocol):
     async def launch_dev_server(self, step: DevServerStep) -> None:
         """Have exactly one right container running: adopt, start, replace or create. Writes the stages.
 
-        Superseded (a newer generation in the row): fails with `superseded` before any effect.
+        A newer stop, or a deletion, fails it with `superseded` before any effect.
         """
 
     @activity.defn(name="probe_dev_server")
@@ -162,8 +161,8 @@ class DevServerActivities(Protocol):
         """Return when the server has ended; meanwhile report file changes made from inside it."""
 
     @activity.defn(name="stop_dev_server")
-    async def stop_dev_server(self, step: DevServerStep) -> None:
-        """Stop the container and keep what a start needs; not there is success."""
+    async def stop_dev_server(self, step: DevServerStep) -> str:
+        """Stop the container, keep what a start needs, return its last log lines; not there is success."""
 
     @activity.defn(name="retire_dev_server")
     async def retire_dev_server(self, step: DevServerStep) -> None:
