@@ -1,0 +1,136 @@
+"""The one way to Postgres: a bounded pool, one commit per transaction, and outages as `UnavailableError`.
+
+Outages are told apart from mistakes here and nowhere else: refused, starting up, shutting down, closed in mid-use,
+out of connections, or slower than the timeouts below all mean "try again in a moment".
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import PoolProxiedConnection
+
+from workflows.contracts.errors import UnavailableError
+
+CONNECT_TIMEOUT_S = 5.0
+_POOL_TIMEOUT_S = 5.0
+_COMMAND_TIMEOUT_S = 20.0
+"""The client's own bound, for a server that has gone without closing the connection; over the server's timeouts."""
+
+_SERVER_SETTINGS = {
+    "application_name": "studio",
+    "statement_timeout": "15s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "60s",
+    "jit": "off",  # our statements are short; compiling one costs more than it saves
+}
+
+_PASSING_STATES = ("08", "53", "57", "55P03", "40001", "40P01")
+"""SQLSTATE prefixes that pass by themselves: connection, resources, intervention, lock timeout, lost races."""
+
+
+class Database:
+    """A pool of connections to one database. `url`: `postgresql://…`, with or without `+asyncpg`.
+
+    Connects at first use, so it can be made while Postgres is away, and finds its way back by itself afterwards.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.dsn = plain_dsn(url)
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=_POOL_TIMEOUT_S,
+        )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(self._engine.sync_engine, "handle_error", _translate, retval=True)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+        single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._readers = async_sessionmaker(single, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session that commits once at its end and rolls back on an exception.
+
+        Raises `UnavailableError` when Postgres is away. From the last `await` on, that may also mean that the commit
+        succeeded and its answer was lost: what must not happen twice needs a key of its own.
+        """
+        try:
+            async with self._sessions.begin() as session:
+                yield session
+        except PoolTimeoutError as error:
+            raise _unavailable() from error
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session without a transaction, for reads of one statement: one round trip instead of three."""
+        try:
+            async with self._readers() as session:
+                yield session
+        except PoolTimeoutError as error:
+            raise _unavailable() from error
+
+    async def close(self) -> None:
+        """Close every connection that isn't in use; one in use closes when it is given back."""
+        await self._engine.dispose()
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await connect(self.dsn)
+
+
+def plain_dsn(url: str) -> str:
+    """The URL as asyncpg and libpq read it: `postgresql://…`."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def connect(dsn: str) -> asyncpg.Connection:
+    """A connection of one's own, outside the pool. Raises `UnavailableError` when Postgres is away."""
+    try:
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=_COMMAND_TIMEOUT_S,
+            server_settings=_SERVER_SETTINGS,
+        )
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if is_outage(error):
+            raise _unavailable() from error
+        raise
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether asyncpg's error means that Postgres is away or overloaded, not that the statement is wrong."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(_PASSING_STATES)
+    return isinstance(error, OSError)
+
+
+def _refuse_closed(connection: object, _record: object, _proxy: PoolProxiedConnection) -> None:
+    """Replace a pooled connection that has died since it was given back.
+
+    asyncpg knows that from the closed socket, so this costs nothing; SQLAlchemy's pre-ping costs three round trips.
+    """
+    driver = getattr(connection, "driver_connection", None)
+    if isinstance(driver, asyncpg.Connection) and driver.is_closed():
+        raise DisconnectionError
+
+
+def _translate(context: ExceptionContext) -> BaseException | None:
+    error = context.original_exception
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError):
+        context.is_disconnect = True
+    if context.is_disconnect or is_outage(cause):
+        return _unavailable()
+    return None
+
+
+def _unavailable() -> UnavailableError:
+    return UnavailableError("The database doesn't answer; try again in a moment.")
