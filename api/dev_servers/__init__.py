@@ -1,0 +1,1 @@
+"""Dev servers: start, stop, restart, status."""

@@ -1,0 +1,66 @@
+"""`/api/projects/{id}`: start, stop, restart, status."""
+
+from fastapi import APIRouter, Response, status
+
+from api.dev_servers import service
+from api.dev_servers.schemas import DevServerOut
+from api.errors import problems
+from api.operations.waiting import until_ended
+from api.prefer import WantedWait, operation_location
+from api.projects import service as projects_service
+from api.projects.dependencies import OwnedProject
+from api.projects.schemas import ProjectOut
+from api.services import Services, ServicesDep
+from storage.projects import ProjectRecord
+from workflows.contracts.dev_servers import DevServerAction
+from workflows.contracts.operations import OperationState
+
+router = APIRouter(prefix="/api/projects/{project_id}", tags=["dev servers"])
+
+_ACCEPTED = {
+    "status_code": status.HTTP_202_ACCEPTED,
+    "responses": {200: {"model": ProjectOut}, **problems(401, 403, 404, 409, 422, 503)},
+}
+
+
+@router.post("/start", **_ACCEPTED)
+async def start_dev_server(
+    project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
+) -> ProjectOut:
+    """Have the dev server running; running already is fine. While the project is provisioned the start waits for it.
+
+    With `Prefer: wait=N` 200 once it runs or has failed: see `dev_server.state`.
+    """
+    return await _command(services, project, DevServerAction.START, wait, response)
+
+
+@router.post("/stop", **_ACCEPTED)
+async def stop_dev_server(
+    project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
+) -> ProjectOut:
+    """Have the dev server stopped, its files kept; stopped already is fine."""
+    return await _command(services, project, DevServerAction.STOP, wait, response)
+
+
+@router.post("/restart", **_ACCEPTED)
+async def restart_dev_server(
+    project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
+) -> ProjectOut:
+    """Stop it if it runs, and start it anew, with the environment variables of now."""
+    return await _command(services, project, DevServerAction.RESTART, wait, response)
+
+
+@router.get("/status", responses=problems(401, 403, 404, 422))
+async def dev_server_status(project: OwnedProject, services: ServicesDep) -> DevServerOut:
+    """How the dev server is, and who keeps it awake."""
+    return (await projects_service.present_one(services, project)).dev_server
+
+
+async def _command(
+    services: Services, project: ProjectRecord, action: DevServerAction, wait: int, response: Response
+) -> ProjectOut:
+    operation = await service.command(services, project, action)
+    response.headers["Location"] = operation_location(operation.id)
+    if wait and (await until_ended(services, operation, wait)).state != OperationState.RUNNING:
+        response.status_code = status.HTTP_200_OK
+    return await projects_service.present_one(services, project)

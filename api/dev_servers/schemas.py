@@ -1,0 +1,57 @@
+"""A dev server as clients see it."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.services import ApiConfig
+from storage.dev_servers import DevServerRecord
+from storage.leases import LeaseRecord
+from storage.projects import ProjectRecord
+from workflows.contracts.dev_servers import DevServerState
+from workflows.contracts.names import preview_host
+
+
+class LeaseOut(BaseModel):
+    """Who keeps the server awake. `expires_at` null: until it is given back."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: str
+    holder: str
+    expires_at: datetime | None
+
+
+class DevServerOut(BaseModel):
+    """`running` is said only after an HTTP request to the server inside has succeeded."""
+
+    state: DevServerState
+    reason: str | None = Field(description="Why it failed or was stopped, or that it is about to sleep.")
+    url: str = Field(description="Where the preview is reached; its owner gets in by a preview token.")
+    exit_code: int | None
+    log_tail: str | None
+    since: datetime
+    last_activity_at: datetime | None
+    leases: list[LeaseOut]
+
+
+def preview_url(config: ApiConfig, project: ProjectRecord) -> str:
+    """Address of the project's preview, e.g. `http://user1-project2.localhost:8080`."""
+    port = "" if config.preview_port is None else f":{config.preview_port}"
+    return f"{config.preview_scheme}://{preview_host(project.ref, config.preview_domain)}{port}"
+
+
+def present(
+    config: ApiConfig, project: ProjectRecord, server: DevServerRecord, leases: list[LeaseRecord]
+) -> DevServerOut:
+    """The dev server of `project` as clients see it."""
+    return DevServerOut(
+        state=DevServerState(server.state),
+        reason=server.reason,
+        url=preview_url(config, project),
+        exit_code=server.exit_code,
+        log_tail=server.log_tail,
+        since=server.since,
+        last_activity_at=server.last_activity_at,
+        leases=[LeaseOut.model_validate(lease) for lease in leases],
+    )

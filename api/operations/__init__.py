@@ -1,0 +1,1 @@
+"""Operations: how far the work is that a POST began."""

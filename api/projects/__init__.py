@@ -1,0 +1,1 @@
+"""Projects: create, read, rename, fork, delete."""

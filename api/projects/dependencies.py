@@ -1,0 +1,35 @@
+"""The owner check of every route below a project: someone else's project and none at all answer alike."""
+
+from typing import Annotated
+
+from fastapi import Depends, Path
+
+from api.auth.dependencies import CurrentUser, Principal, StreamUser
+from api.services import Services, ServicesDep
+from storage import projects
+from storage.projects import ProjectRecord
+from workflows.contracts.errors import NotFoundError
+
+ProjectId = Annotated[int, Path(ge=1, lt=2**63, description="The project's id.")]
+
+
+async def owned_project(project_id: ProjectId, user: CurrentUser, services: ServicesDep) -> ProjectRecord:
+    """The caller's project. Raises `NotFoundError` for a missing one and for somebody else's alike."""
+    return await _find(services, project_id, user)
+
+
+async def streamed_project(project_id: ProjectId, user: StreamUser, services: ServicesDep) -> ProjectRecord:
+    """As `owned_project`, where a `?ticket=` in the query string is taken too: SSE and WebSocket."""
+    return await _find(services, project_id, user)
+
+
+async def _find(services: Services, project_id: int, user: Principal) -> ProjectRecord:
+    async with services.database.transaction() as session:
+        project = await projects.get(session, project_id)
+    if project is None or project.user_id != user.user_id:
+        raise NotFoundError
+    return project
+
+
+OwnedProject = Annotated[ProjectRecord, Depends(owned_project)]
+StreamedProject = Annotated[ProjectRecord, Depends(streamed_project)]

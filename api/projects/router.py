@@ -1,0 +1,121 @@
+"""`/api/projects`: create, read, rename, fork, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response, status
+
+from api.auth.dependencies import CurrentUser
+from api.errors import problems
+from api.operations.waiting import until_ended
+from api.pagination import Page, PageQuery
+from api.prefer import WantedWait, operation_location
+from api.projects import service
+from api.projects.dependencies import OwnedProject
+from api.projects.schemas import ForkIn, ProjectIn, ProjectOut, ProjectPatch
+from api.services import Services, ServicesDep
+from storage import projects
+from storage.operations import OperationRecord
+from storage.projects import ProjectRecord
+from workflows.contracts.errors import NotFoundError
+from workflows.contracts.operations import OperationState
+
+router = APIRouter(prefix="/api/projects", tags=["projects"])
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={201: {"model": ProjectOut}, **problems(401, 403, 409, 422, 503)},
+)
+async def create_project(
+    body: ProjectIn, user: CurrentUser, services: ServicesDep, wait: WantedWait, response: Response
+) -> ProjectOut:
+    """Make a project from a template (`vite-react` by default) or a git repository over https.
+
+    202 while it is being provisioned; with `Prefer: wait=N` 201 once that has ended, well or not: see `state`.
+    409 `project_limit`; 422 `unknown_template`, `bad_git_url`.
+    """
+    project, operation = await service.create(services, user.user_id, body)
+    return await _answer_made(services, project, operation, wait, response)
+
+
+@router.get("", responses=problems(401, 403, 422))
+async def list_projects(user: CurrentUser, services: ServicesDep, page: PageQuery) -> Page[ProjectOut]:
+    """The caller's projects, newest first."""
+    async with services.database.transaction() as session:
+        records = await projects.page(session, user.user_id, after=page.after_id(), limit=page.limit + 1)
+    shown = await service.present(services, records[: page.limit])
+    return page.answer(shown, more=len(records) > page.limit, last_id=lambda project: project.id)
+
+
+@router.get("/{project_id}", responses=problems(401, 403, 404, 422))
+async def get_project(project: OwnedProject, services: ServicesDep) -> ProjectOut:
+    """One project with its dev server."""
+    return await service.present_one(services, project)
+
+
+@router.patch("/{project_id}", responses=problems(401, 403, 404, 422))
+async def patch_project(project: OwnedProject, body: ProjectPatch, services: ServicesDep) -> ProjectOut:
+    """Rename it or describe it anew."""
+    async with services.database.transaction() as session:
+        changed = await projects.rename(session, project.id, name=body.name, description=body.description)
+    if changed is None:
+        raise NotFoundError
+    return await service.present_one(services, changed)
+
+
+@router.delete(
+    "/{project_id}",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={200: {"model": ProjectOut}, **problems(401, 403, 404, 422, 503)},
+)
+async def delete_project(
+    project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
+) -> ProjectOut:
+    """Remove container, files and rows; legal in every state. A second deletion is 404.
+
+    With `Prefer: wait=N` 200 once all is gone, with the project as it last was.
+    """
+    operation = await service.delete(services, project)
+    last = await _reread(services, project)
+    response.headers["Location"] = operation_location(operation.id)
+    if wait and (await until_ended(services, operation, wait)).state != OperationState.RUNNING:
+        response.status_code = status.HTTP_200_OK
+    return last
+
+
+@router.post(
+    "/{project_id}/fork",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={201: {"model": ProjectOut}, **problems(401, 403, 404, 409, 422, 503)},
+)
+async def fork_project(
+    project: OwnedProject,
+    services: ServicesDep,
+    wait: WantedWait,
+    response: Response,
+    body: Annotated[ForkIn | None, Body()] = None,
+) -> ProjectOut:
+    """Make a new project from a copy of this one's files, without `node_modules` and variables.
+
+    409 `project_not_ready` while the source is being made or deleted.
+    """
+    copy, operation = await service.fork(services, project, None if body is None else body.name)
+    return await _answer_made(services, copy, operation, wait, response)
+
+
+async def _answer_made(
+    services: Services, project: ProjectRecord, operation: OperationRecord, wait: int, response: Response
+) -> ProjectOut:
+    response.headers["Location"] = operation_location(operation.id)
+    if wait and (await until_ended(services, operation, wait)).state != OperationState.RUNNING:
+        response.status_code = status.HTTP_201_CREATED
+    return await _reread(services, project)
+
+
+async def _reread(services: Services, project: ProjectRecord) -> ProjectOut:
+    async with services.database.transaction() as session:
+        current = await projects.get(session, project.id)
+    if current is None:
+        raise NotFoundError
+    return await service.present_one(services, current)
