@@ -90,13 +90,13 @@ def plain_dsn(url: str) -> str:
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-async def connect(dsn: str) -> asyncpg.Connection:
+async def connect(dsn: str, *, command_timeout_s: float | None = _COMMAND_TIMEOUT_S) -> asyncpg.Connection:
     """A connection of one's own, outside the pool. Raises `UnavailableError` when Postgres is away."""
     try:
         return await asyncpg.connect(
             dsn,
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=_COMMAND_TIMEOUT_S,
+            command_timeout=command_timeout_s,
             server_settings=_SERVER_SETTINGS,
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

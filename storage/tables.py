@@ -197,6 +197,19 @@ class EventRow(Table):
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class EventWriter(Table):
+    """A process that writes events in batches. `batch`: number of the newest one that was committed.
+
+    A batch whose commit's answer was lost is sent again, and this row says whether it had been committed.
+    """
+
+    __tablename__ = "event_writers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    batch: Mapped[int]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Operation(Table):
     """Work that a POST began. Outlives its project, so it refers to it by number only.
 

@@ -1,0 +1,50 @@
+"""Parts that every room's tests stand on: a Postgres of their own, and a fresh migrated database for each test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+
+from storage.engine import Database
+from storage.migrate import migrate
+from tests.postgres import PostgresServer
+
+TEMPLATE = "studio_template"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for this session (and xdist worker), with a migrated template database. Don't kill it: others use it."""
+    server = PostgresServer()
+    try:
+        server.start()
+        server.wait_ready()
+        asyncio.run(server.execute(f"CREATE DATABASE {TEMPLATE}"))
+        asyncio.run(migrate(server.url(TEMPLATE)))
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres: PostgresServer) -> str:
+    """The server's maintenance database; create your own ones beside it."""
+    return postgres.url()
+
+
+@pytest.fixture
+async def database_url(postgres: PostgresServer) -> AsyncIterator[str]:
+    """A fresh migrated database, dropped afterwards."""
+    name = f"test_{uuid4().hex}"
+    await postgres.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield postgres.url(name)
+    await postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A pool on a fresh migrated database."""
+    pool = Database(database_url)
+    yield pool
+    await pool.close()
