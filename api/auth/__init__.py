@@ -1,0 +1,1 @@
+"""Who is asking: accounts, sessions, tickets, and the dependencies that every route builds on."""

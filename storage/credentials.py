@@ -1,0 +1,254 @@
+"""What proves who somebody is: sessions (families of refresh tokens), tickets, API keys. Stored as hashes only.
+
+A session is a family: the chain of refresh tokens that one login began. It lives while one of its rows isn't
+revoked; access tokens name their family and end with it.
+"""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from uuid import UUID
+
+import uuid6
+from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage.tables import ApiKey, RefreshToken, Ticket, User
+from storage.users import UserRecord, user_record
+from workflows.contracts.errors import ConflictError, NotFoundError
+
+API_KEY_PREFIX = "stu_"
+REUSE_GRACE = timedelta(seconds=30)
+"""For so long a second tab may spend a refresh token that the first has just rotated."""
+
+_LAST_USED_EVERY = timedelta(minutes=1)
+_SHOWN_PREFIX = 12
+_API_KEYS_PER_USER = 100
+
+
+def hash_secret(secret: str) -> bytes:
+    """What is stored in place of a random secret: with 256 bits to guess, one SHA-256 is enough."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------
+
+
+class Spending(Enum):
+    """What became of a refresh token that was handed in."""
+
+    ROTATED = auto()
+    GRACE = auto()
+    REUSED = auto()
+    REFUSED = auto()
+
+
+async def session_user(session: AsyncSession, user_id: int, family: UUID) -> UserRecord | None:
+    """The active user of a session that lives; None for everything else."""
+    alive = exists().where(
+        RefreshToken.family == family, RefreshToken.user_id == User.id, RefreshToken.revoked_at.is_(None)
+    )
+    statement = select(User).where(User.id == user_id, User.is_active, alive)
+    row = (await session.execute(statement)).scalar_one_or_none()
+    return None if row is None else user_record(row)
+
+
+async def add_refresh_token(session: AsyncSession, user_id: int, family: UUID, lifetime: timedelta) -> str:
+    """Begin a family or lengthen its chain; forgets the user's expired ones. Returns the token, shown only now."""
+    token = secrets.token_urlsafe(32)
+    await session.execute(
+        delete(RefreshToken).where(RefreshToken.user_id == user_id, RefreshToken.expires_at < func.now())
+    )
+    session.add(
+        RefreshToken(
+            token_hash=hash_secret(token),
+            user_id=user_id,
+            family=family,
+            expires_at=func.now() + lifetime,
+        )
+    )
+    await session.flush()
+    return token
+
+
+async def owner_of_refresh_token(session: AsyncSession, token: str) -> tuple[int, UUID] | None:
+    """User and family of a refresh token, whatever its state."""
+    statement = select(RefreshToken.user_id, RefreshToken.family).where(RefreshToken.token_hash == hash_secret(token))
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else (row.user_id, row.family)
+
+
+async def spend_refresh_token(session: AsyncSession, token: str) -> Spending:
+    """Claim a refresh token; of several at once one gets `ROTATED`. The caller holds the user's lock."""
+    token_hash = hash_secret(token)
+    usable = (RefreshToken.revoked_at.is_(None), RefreshToken.expires_at > func.now())
+    claim = (
+        update(RefreshToken)
+        .where(RefreshToken.token_hash == token_hash, RefreshToken.used_at.is_(None), *usable)
+        .values(used_at=func.clock_timestamp())
+        .returning(RefreshToken.token_hash)
+    )
+    if (await session.execute(claim)).first() is not None:
+        return Spending.ROTATED
+    in_grace = (RefreshToken.used_at > func.clock_timestamp() - REUSE_GRACE) & usable[0] & usable[1]
+    look = select(RefreshToken.used_at, in_grace.label("in_grace")).where(RefreshToken.token_hash == token_hash)
+    row = (await session.execute(look)).one_or_none()
+    if row is None or row.used_at is None:
+        return Spending.REFUSED
+    return Spending.GRACE if row.in_grace else Spending.REUSED
+
+
+async def revoke_family(session: AsyncSession, family: UUID) -> None:
+    """End a session. The caller holds the user's lock, so that no rotation slips through beside it."""
+    await _revoke(session, RefreshToken.family == family)
+
+
+async def revoke_sessions(session: AsyncSession, user_id: int, *, keep: UUID | None = None) -> None:
+    """End all of a user's sessions but `keep`, and their tickets. The caller holds the user's lock."""
+    others = RefreshToken.user_id == user_id
+    await _revoke(session, others if keep is None else others & (RefreshToken.family != keep))
+    await session.execute(delete(Ticket).where(Ticket.user_id == user_id))
+
+
+async def _revoke(session: AsyncSession, which: object) -> None:
+    await session.execute(
+        update(RefreshToken)
+        .where(which, RefreshToken.revoked_at.is_(None))  # type: ignore[arg-type]  # a column expression
+        .values(revoked_at=func.now())
+    )
+
+
+# --- tickets ----------------------------------------------------------------------------------------------------
+
+
+async def add_ticket(session: AsyncSession, user_id: int, scopes: frozenset[str] | None, lifetime: timedelta) -> str:
+    """Issue a single-use ticket with the scopes of who asked; forgets the expired ones."""
+    ticket = secrets.token_urlsafe(32)
+    await session.execute(delete(Ticket).where(Ticket.expires_at < func.now()))
+    session.add(
+        Ticket(
+            token_hash=hash_secret(ticket),
+            user_id=user_id,
+            scopes=None if scopes is None else sorted(scopes),
+            expires_at=func.now() + lifetime,
+        )
+    )
+    await session.flush()
+    return ticket
+
+
+async def spend_ticket(session: AsyncSession, ticket: str) -> tuple[UserRecord, frozenset[str] | None] | None:
+    """The active user and scopes of a ticket, which is gone thereafter; None when it isn't valid."""
+    spend = (
+        delete(Ticket)
+        .where(Ticket.token_hash == hash_secret(ticket), Ticket.expires_at > func.now())
+        .returning(Ticket.user_id, Ticket.scopes)
+    )
+    spent = (await session.execute(spend)).one_or_none()
+    if spent is None:
+        return None
+    user = await session.get(User, spent.user_id)
+    if user is None or not user.is_active:
+        return None
+    return user_record(user), _scopes(spent.scopes)
+
+
+# --- API keys ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ApiKeyRecord:
+    """An API key as stored; the key itself isn't. `scopes` None: all of its user's."""
+
+    id: UUID
+    user_id: int
+    name: str
+    prefix: str
+    scopes: frozenset[str] | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+async def add_api_key(
+    session: AsyncSession,
+    user_id: int,
+    *,
+    name: str,
+    scopes: frozenset[str] | None,
+    expires_at: datetime | None,
+) -> tuple[ApiKeyRecord, str]:
+    """Make a key; the second item is the key, shown only now. Raises `ConflictError` `api_key_limit`."""
+    count = select(func.count()).select_from(ApiKey).where(ApiKey.user_id == user_id)
+    if (await session.execute(count)).scalar_one() >= _API_KEYS_PER_USER:
+        raise ConflictError(f"There are {_API_KEYS_PER_USER} API keys already; delete one first.", code="api_key_limit")
+    key = API_KEY_PREFIX + secrets.token_urlsafe(32)
+    row = ApiKey(
+        id=uuid6.uuid7(),
+        user_id=user_id,
+        name=name,
+        prefix=key[:_SHOWN_PREFIX],
+        key_hash=hash_secret(key),
+        scopes=None if scopes is None else sorted(scopes),
+        expires_at=expires_at,
+    )
+    session.add(row)
+    await session.flush()
+    await session.refresh(row)
+    return _api_key(row), key
+
+
+async def page_of_api_keys(
+    session: AsyncSession, user_id: int, *, after: UUID | None, limit: int
+) -> list[ApiKeyRecord]:
+    """The user's keys in the order of their making, those after `after`."""
+    statement = select(ApiKey).where(ApiKey.user_id == user_id).order_by(ApiKey.id).limit(limit)
+    if after is not None:
+        statement = statement.where(ApiKey.id > after)
+    return [_api_key(row) for row in (await session.execute(statement)).scalars()]
+
+
+async def delete_api_key(session: AsyncSession, user_id: int, key_id: UUID) -> None:
+    """Delete one of the user's keys. Raises `NotFoundError`."""
+    statement = delete(ApiKey).where(ApiKey.id == key_id, ApiKey.user_id == user_id).returning(ApiKey.id)
+    if (await session.execute(statement)).first() is None:
+        raise NotFoundError
+
+
+async def use_api_key(session: AsyncSession, key: str) -> tuple[UserRecord, ApiKeyRecord] | None:
+    """The active user of a valid key. Its `last_used_at` is written at most once a minute."""
+    statement = (
+        select(User, ApiKey, func.now().label("now"))
+        .join(ApiKey, ApiKey.user_id == User.id)
+        .where(
+            ApiKey.key_hash == hash_secret(key),
+            User.is_active,
+            ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now()),
+        )
+    )
+    row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        return None
+    user, record = user_record(row.User), _api_key(row.ApiKey)
+    if record.last_used_at is None or row.now - record.last_used_at >= _LAST_USED_EVERY:
+        await session.execute(update(ApiKey).where(ApiKey.id == record.id).values(last_used_at=func.now()))
+    return user, record
+
+
+def _api_key(row: ApiKey) -> ApiKeyRecord:
+    return ApiKeyRecord(
+        id=row.id,
+        user_id=row.user_id,
+        name=row.name,
+        prefix=row.prefix,
+        scopes=_scopes(row.scopes),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        last_used_at=row.last_used_at,
+    )
+
+
+def _scopes(stored: list[str] | None) -> frozenset[str] | None:
+    return None if stored is None else frozenset(stored)
