@@ -11,9 +11,13 @@ RuntimeFault
 └── SpecInvalidError           the engine refuses what we ask for: no retry
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from temporalio.exceptions import ApplicationError
+
+from workflows.contracts.errors import StudioError
 
 
 class RuntimeFault(Exception):  # noqa: N818 -- a fault is classed by cause; its subclasses are the errors
@@ -82,3 +86,14 @@ class SpecInvalidError(RuntimeFault):
 def to_application_error(fault: RuntimeFault) -> ApplicationError:
     """The fault as Temporal sees it: `type` is the code, retried only when its cause may pass."""
     return ApplicationError(str(fault), type=fault.code, non_retryable=not fault.retryable)
+
+
+@contextmanager
+def converting_errors() -> Iterator[None]:
+    """Let the errors of ports and domain leave an activity as Temporal understands them: classed by cause."""
+    try:
+        yield
+    except RuntimeFault as fault:
+        raise to_application_error(fault) from fault
+    except StudioError as error:
+        raise ApplicationError(error.detail, type=error.code, non_retryable=not error.retryable) from error

@@ -98,7 +98,7 @@ async def observe(session: AsyncSession, project_id: int, generation: int) -> bo
     return current is not None and current <= generation
 
 
-async def record(session: AsyncSession, change: StateChange) -> bool:
+async def record(session: AsyncSession, change: StateChange, log_tail: str | None = None) -> bool:
     """Write a transition: row, event and ended operations. False, nothing written, when it was superseded.
 
     Writing the same transition again changes nothing and tells nothing twice.
@@ -109,7 +109,7 @@ async def record(session: AsyncSession, change: StateChange) -> bool:
     if row is None or row.generation > step.generation:
         return False
     row.observed_generation = max(row.observed_generation, step.generation)
-    new = (change.state, change.reason, change.exit_code, change.log_tail)
+    new = (change.state, change.reason, change.exit_code, log_tail)
     if (row.state, row.reason, row.exit_code, row.log_tail) != new:
         if row.state != change.state:
             row.since = func.now()

@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.activity_calls import Result, perform
     from workflows.contracts.dev_servers import (
+        PROVISIONING,
         DevServerAction,
         DevServerActivities,
         DevServerCommand,
@@ -28,7 +29,6 @@ with workflow.unsafe.imports_passed_through():
         ServerExit,
         StateChange,
     )
-    from workflows.contracts.projects import ProjectState
     from workflows.failures import TIMED_OUT, cause_of
 
 _PINNED_LOOK = timedelta(minutes=5)
@@ -145,11 +145,8 @@ class DevServer:
             self._served = self._command.generation
 
     async def _bring_up(self) -> _Next:
-        await self._record(DevServerState.STARTING)
-        if not await self._provisioned():
-            return _Next.END
         try:
-            await self._do(DevServerActivities.launch_dev_server, "launch container", self._bounds.launch())
+            await self._launch()
             ended = await self._do(DevServerActivities.probe_dev_server, "wait for HTTP", self._bounds.probe())
         except ActivityError as error:
             if is_cancelled_exception(error):
@@ -162,18 +159,17 @@ class DevServer:
         await self._record(DevServerState.RUNNING)
         return _Next.WATCH
 
-    async def _provisioned(self) -> bool:
-        """Wait until the project has files. False when there will be none: nothing is left to start."""
+    async def _launch(self) -> None:
+        """Launch, once the project has files: a start may come while it is being provisioned."""
         while True:
-            state = await self._do(DevServerActivities.read_project_state, "is it provisioned?", policies.ROW)
-            if state == ProjectState.READY:
-                return True
-            if state != ProjectState.PROVISIONING:
-                await self._record(
-                    DevServerState.FAILED, reason="The project could not be provisioned.", code="project_failed"
-                )
-                return False
             self._settled = False
+            try:
+                await self._do(DevServerActivities.launch_dev_server, "launch container", self._bounds.launch())
+            except ActivityError as error:
+                if cause_of(error)[0] != PROVISIONING:
+                    raise
+            else:
+                return
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(lambda: self._settled, timeout=_PROVISION_LOOK)
 
@@ -182,8 +178,8 @@ class DevServer:
         self._take_in_newer_starts()
         if code == TIMED_OUT:
             detail = f"It didn't answer over HTTP within {self._server.start_timeout_s:g} s."
-        tail = await self._do(DevServerActivities.stop_dev_server, "stop what failed", policies.STOP)
-        await self._record(DevServerState.FAILED, reason=detail, code=code, log_tail=tail)
+        await self._do(DevServerActivities.stop_dev_server, "stop what failed", policies.STOP)
+        await self._record(DevServerState.FAILED, reason=detail, code=code, with_log=code == TIMED_OUT)
         return _Next.END
 
     # --- running ---
@@ -205,10 +201,10 @@ class DevServer:
             return _Next.WATCH
         if exited:
             return await self._ended_by_itself(exit_watch.result())
-        if idle:
-            idle_watch.result()
-            return await self._sleep_idle()
-        workflow.continue_as_new(self._server.model_copy(update={"command": self._command, "running": True}))
+        if not idle:
+            workflow.continue_as_new(self._server.model_copy(update={"command": self._command, "running": True}))
+        idle_watch.result()
+        return await self._sleep_idle()
 
     async def _server_exit(self) -> ServerExit:
         return await self._do(DevServerActivities.watch_dev_server, "watch", policies.WATCH)
@@ -262,9 +258,7 @@ class DevServer:
             code, reason = "vanished", "Its container was removed from outside."
         else:
             code, reason = "crashed", f"The command ended with exit code {ended.exit_code}."
-        await self._record(
-            DevServerState.FAILED, reason=reason, code=code, exit_code=ended.exit_code, log_tail=ended.log_tail
-        )
+        await self._record(DevServerState.FAILED, reason=reason, code=code, exit_code=ended.exit_code, with_log=True)
         return _Next.END
 
     # --- small words ---
@@ -287,11 +281,11 @@ class DevServer:
         reason: str | None = None,
         code: str | None = None,
         exit_code: int | None = None,
-        log_tail: str | None = None,
+        with_log: bool = False,
     ) -> bool:
         """Write the transition down. False when a newer command has been accepted: its signal is on its way."""
         self._state = state
         change = StateChange(
-            step=self._step(), state=state, reason=reason, code=code, exit_code=exit_code, log_tail=log_tail
+            step=self._step(), state=state, reason=reason, code=code, exit_code=exit_code, with_log=with_log
         )
         return await perform(DevServerActivities.record_dev_server, change, policies.ROW, state)

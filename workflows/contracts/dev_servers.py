@@ -105,7 +105,8 @@ class StateChange(BaseModel):
     """A transition to write down: row, event and ended operations in one commit.
 
     Skipped when the row's generation is newer than `step.generation`: a later command speaks for the row then.
-    `code` is the error code of the operations that failed; None elsewhere.
+    `code` is the error code of the operations that failed; None elsewhere. `with_log`: the container's last lines
+    go into the row; they are read by the activity, for what a server prints has no place in a payload.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -115,7 +116,7 @@ class StateChange(BaseModel):
     reason: str | None = None
     code: str | None = None
     exit_code: int | None = None
-    log_tail: str | None = None
+    with_log: bool = False
 
 
 class ServerExit(BaseModel):
@@ -125,7 +126,6 @@ class ServerExit(BaseModel):
 
     exit_code: int | None
     out_of_memory: bool = False
-    log_tail: str = ""
 
 
 class IdleVerdict(BaseModel):
@@ -138,18 +138,18 @@ class IdleVerdict(BaseModel):
     pinned: bool
 
 
+PROVISIONING = "provisioning"
+"""Error type of a launch that came before the project has files."""
+
+
 class DevServerActivities(Protocol):
     """The effects on one dev server. Each may run twice, at once or late, and gives the same end state."""
-
-    @activity.defn(name="read_project_state")
-    async def read_project_state(self, step: DevServerStep) -> str | None:
-        """The project's `ProjectState`, or None when there is no such project."""
 
     @activity.defn(name="launch_dev_server")
     async def launch_dev_server(self, step: DevServerStep) -> None:
         """Have exactly one right container running: adopt, start, replace or create. Writes the stages.
 
-        A newer stop, or a deletion, fails it with `superseded` before any effect.
+        Fails before any effect with `superseded` (a newer stop, or a deletion), `project_failed`, or `provisioning`.
         """
 
     @activity.defn(name="probe_dev_server")
@@ -161,8 +161,8 @@ class DevServerActivities(Protocol):
         """Return when the server has ended; meanwhile report file changes made from inside it."""
 
     @activity.defn(name="stop_dev_server")
-    async def stop_dev_server(self, step: DevServerStep) -> str:
-        """Stop the container, keep what a start needs, return its last log lines; not there is success."""
+    async def stop_dev_server(self, step: DevServerStep) -> None:
+        """Stop the container and keep what a start needs; not there is success."""
 
     @activity.defn(name="retire_dev_server")
     async def retire_dev_server(self, step: DevServerStep) -> None:

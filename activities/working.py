@@ -1,0 +1,31 @@
+"""What every activity that can take long is wrapped in: heartbeats out, errors classed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from temporalio import activity
+
+from activities.errors import converting_errors
+
+_INTERVAL_S = 1.0
+"""Well below the heartbeat timeouts; the SDK throttles what it sends (workflows/policies.py)."""
+
+
+@asynccontextmanager
+async def working() -> AsyncIterator[None]:
+    """Heartbeat until the block is left, so that a dead worker is noticed and a cancellation arrives; and let the
+    errors of ports and domain leave it as Temporal understands them.
+    """
+    beating = asyncio.create_task(_beat())
+    try:
+        with converting_errors():
+            yield
+    finally:
+        beating.cancel()
+
+
+async def _beat() -> None:
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(_INTERVAL_S)
