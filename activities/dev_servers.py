@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 from activities.errors import RuntimeFault
 from activities.files.start_detection import detect
 from activities.files.watch import ObservedChange, watch_changes
-from activities.ports import ContainerState, ContainerStatus, DevServerSpec, FileStore, ResourceLimits, Runtime
+from activities.ports import ContainerStatus, DevServerSpec, FileStore, ResourceLimits, Runtime
 from activities.working import working
 from storage import dev_servers, environment, event_log, file_events, leases, projects
 from storage.engine import Database
@@ -38,7 +38,6 @@ log = structlog.get_logger()
 
 _FIRST_PROBE_S: Final = 0.02
 _LONGEST_PROBE_S: Final = 0.5
-_LOOK_EVERY_S: Final = 1.0
 _TAIL_LINES: Final = 50
 _TAIL_BYTES: Final = 8 * 1024
 _TAIL_TIMEOUT_S: Final = 5.0
@@ -118,17 +117,17 @@ class DevServers(DevServerActivities):
         async with working():
             await self._tell_stage(step, DevServerStage.PROBING)
             port = (await detect(self._files, step.ref)).port
-            clock = asyncio.get_running_loop().time
-            pause, next_look = _FIRST_PROBE_S, clock() + _LOOK_EVERY_S
-            while not await self._runtime.probe(step.ref, port):
-                if clock() >= next_look:
-                    status = await self._runtime.inspect(step.ref)
-                    if status is None or status.state != ContainerState.RUNNING:
-                        return _exit(status)
-                    next_look = clock() + _LOOK_EVERY_S
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.2, _LONGEST_PROBE_S)
-            return None
+            ended = asyncio.create_task(self._runtime.wait(step.ref))
+            pause = _FIRST_PROBE_S
+            try:
+                while not ended.done():
+                    if await self._runtime.probe(step.ref, port):
+                        return None
+                    await asyncio.wait([ended], timeout=pause)
+                    pause = min(pause * 1.2, _LONGEST_PROBE_S)
+                return _exit(ended.result())
+            finally:
+                ended.cancel()
 
     # --- running ---
 

@@ -13,8 +13,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.files import git_source
-from activities.working import working
 from activities.ports import FileStore, Runtime
+from activities.working import working
 from storage import operations, projects
 from storage.engine import Database
 from storage.projects import ProjectRecord

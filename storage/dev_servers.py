@@ -166,13 +166,17 @@ async def unobserved(session: AsyncSession, *, older_than_s: float, limit: int) 
     ]
 
 
-async def in_motion(session: AsyncSession, *, limit: int) -> list[StandingCommand]:
-    """Servers whose row says that a workflow lives for them, with the command that it serves."""
+async def in_motion(session: AsyncSession, *, older_than_s: float, limit: int) -> list[StandingCommand]:
+    """Servers whose row has said for `older_than_s` that a workflow lives for them, with their newest command."""
     moving = [DevServerState.STARTING, DevServerState.RUNNING, DevServerState.STOPPING]
     rows = await session.execute(
         select(Project.user_id, Project.id, DevServerRow.generation, DevServerRow.action)
         .join(Project, Project.id == DevServerRow.project_id)
-        .where(DevServerRow.state.in_(moving), Project.state != ProjectState.DELETING)
+        .where(
+            DevServerRow.state.in_(moving),
+            DevServerRow.since < func.now() - timedelta(seconds=older_than_s),
+            Project.state != ProjectState.DELETING,
+        )
         .order_by(Project.id)
         .limit(limit)
     )

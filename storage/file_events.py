@@ -18,4 +18,4 @@ _LAST = text(
 async def last_etags(session: AsyncSession, project_id: int, paths: list[str]) -> dict[str, str | None]:
     """The etag of each path's newest `file.changed` event; None for a deletion, and for a path never told of."""
     rows = await session.execute(_LAST, {"project_id": project_id, "paths": paths})
-    return {path: etag for path, etag in rows}
+    return dict(rows.tuples().all())
