@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
 
+from workflows.contracts.errors import StudioError
 from workflows.contracts.names import ProjectRef
 
 # --- Runtime ----------------------------------------------------------------------------------------------------
@@ -97,11 +98,16 @@ class ExecExit:
 
 @dataclass(frozen=True)
 class CommandStatus:
-    """A ledger command: `exit_code` is None while it runs. `output_size`: bytes of output so far."""
+    """A ledger command: `exit_code` is None while it runs. `output_size`: bytes of output so far.
+
+    `exit_code` 124 with `timed_out` when its time ran out, 137 with a `note` when its container went from under it.
+    """
 
     id: str
     exit_code: int | None
     output_size: int
+    timed_out: bool = False
+    note: str = ""
 
 
 class Terminal(Protocol):
@@ -175,6 +181,11 @@ class Runtime(Protocol):
     async def command_output(self, ref: ProjectRef, command_id: str, *, offset: int, limit: int) -> bytes:
         """A range of a ledger command's output (stdout and stderr as they came)."""
 
+    def follow_command(
+        self, ref: ProjectRef, command_id: str, *, offset: int = 0
+    ) -> AsyncIterator[bytes | CommandStatus]:
+        """A ledger command's output from `offset` on as it comes; its status last, once it has ended."""
+
     async def kill_command(self, ref: ProjectRef, command_id: str) -> None:
         """Kill a ledger command's process tree; ended or unknown is success."""
 
@@ -224,6 +235,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class FileListing:
+    """Entries sorted by path. `truncated`: there are more than a listing holds; the upper levels come first."""
+
+    items: list[FileEntry]
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
 class FileChange:
     """What a write did, for its event. `etag` is None after a deletion."""
 
@@ -234,7 +253,9 @@ class FileChange:
 
 @dataclass(frozen=True)
 class FilePrecondition:
-    """`if_match`: only over a file with this etag (`*`: any). `if_none_match`: only where nothing is."""
+    """`if_match`: only over a file with this etag (`*`: any; several: separated by commas).
+    `if_none_match`: only where nothing is.
+    """
 
     if_match: str | None = None
     if_none_match: bool = False
@@ -283,10 +304,11 @@ class OpenFile(Protocol):
 
 
 class FileStore(Protocol):
-    """The one way to a project's files. Paths are resolved beneath the project's root, never through a link out.
+    """The one way to a project's files. Paths are resolved beneath the project's root; a link inside it is followed,
+    one that leads out never. `.studio/` can be read, not written.
 
-    Raises `BadPathError` for a path that leaves the project or can't be a name, `NotFoundError`,
-    `PreconditionError`, `ConflictError` (`is_directory`, `not_empty`, `exists`), `TooLargeError`.
+    Raises `BadPathError` for a path that leaves the project or can't be a name, `NotFoundError`, `PreconditionError`,
+    `ConflictError` (`is_directory`, `not_a_directory`, `not_a_file`, `exists`), `TooLargeError` (also `project_full`).
     Blocking calls run in threads. Every write is whole or not at all (temp file and rename), and owned by the
     user that the project's container runs as.
     """
@@ -299,8 +321,11 @@ class FileStore(Protocol):
 
     async def entries(
         self, ref: ProjectRef, path: str = "", *, depth: int = 1, include_all: bool = False
-    ) -> list[FileEntry]:
-        """Entries below `path`, sorted by path; `node_modules` is one entry, never walked; bounded."""
+    ) -> FileListing:
+        """Entries below `path`; `node_modules` is one entry, never walked; at most 10,000.
+
+        Left out: names that aren't UTF-8, FIFOs, sockets and devices; `.studio/` unless `include_all`.
+        """
 
     async def stat(self, ref: ProjectRef, path: str) -> FileEntry:
         """One entry."""
@@ -326,14 +351,18 @@ class FileStore(Protocol):
 
     async def batch(
         self, ref: ProjectRef, operations: list[FileOperation], *, atomic: bool
-    ) -> list[list[FileChange] | Exception]:
-        """Apply in order; per item its changes or its error. `atomic`: one error undoes all."""
+    ) -> list[list[FileChange] | StudioError]:
+        """Apply in order; per item its changes or its error. `atomic`: all or none, the items beside the one that
+        failed carry a `ConflictError` with code `not_applied`.
+        """
 
     def export(self, ref: ProjectRef) -> AsyncIterator[bytes]:
         """The project as `.tar.gz`, without `.studio/` and `node_modules`, streamed."""
 
-    async def import_archive(self, ref: ProjectRef, archive: Path) -> list[FileChange]:
-        """Unpack `.tar.gz` or `.zip` over the project; a hostile one raises `InvalidError`, nothing written."""
+    async def import_archive(self, ref: ProjectRef, archive: AsyncIterator[bytes]) -> list[FileChange]:
+        """Unpack `.tar.gz` or `.zip` over the project; a hostile one raises `InvalidError` (`bad_archive`), nothing
+        written.
+        """
 
     async def create(self, ref: ProjectRef, source: Path | None) -> None:
         """Make the project's folder from a copy of `source` (None: empty), complete or not at all; there already

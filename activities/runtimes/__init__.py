@@ -1,1 +1,1 @@
-"""One port, three drivers: docker, kubernetes, local. `open.py` alone knows which."""
+"""One port (`activities.ports.Runtime`), a driver per place where dev servers can live."""
