@@ -19,9 +19,19 @@ def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     try:
         server.start()
-        server.wait_ready()
         asyncio.run(server.execute(f"CREATE DATABASE {TEMPLATE}"))
         asyncio.run(migrate(server.url(TEMPLATE)))
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server for this test alone, running, to be killed at will; its databases are empty."""
+    server = PostgresServer()
+    try:
+        server.start()
         yield server
     finally:
         server.remove()

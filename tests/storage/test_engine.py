@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import Iterator
 
 import asyncpg
 import pytest
@@ -9,15 +8,6 @@ from sqlalchemy.exc import ProgrammingError
 from storage.engine import Database, connect, plain_dsn
 from tests.postgres import PostgresServer
 from workflows.contracts.errors import UnavailableError
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    server.start()
-    server.wait_ready()
-    yield server
-    server.remove()
 
 
 async def count_users(database: Database) -> int:
@@ -135,8 +125,7 @@ async def test_a_killed_postgres_gives_outages_while_it_is_away_and_none_afterwa
     own_postgres.kill()
     with pytest.raises(UnavailableError):
         await ask()
-    own_postgres.start()
-    await asyncio.to_thread(own_postgres.wait_ready)
+    await asyncio.to_thread(own_postgres.start)
 
     assert await asyncio.gather(*(ask() for _ in range(10))) == [1] * 10
     await database.close()

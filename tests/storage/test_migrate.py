@@ -60,7 +60,7 @@ async def test_it_waits_for_a_postgres_that_is_not_there_yet() -> None:
         waiting = asyncio.create_task(migrate(server.url(), wait_s=20))
         await asyncio.sleep(0.3)
         assert not waiting.done()
-        server.start()
+        await asyncio.to_thread(server.start)
         await waiting
         assert await revisions(server.url()) != []
     finally:

@@ -1,0 +1,257 @@
+"""The durable event log: one append-only sequence per project, gapless from 1, in commit order.
+
+Numbers are given under the project's row lock, so an event is visible only after all before it. Each append tells
+the listeners (`storage/event_listener.py`) with the events inside the notification, or with a pointer when they
+don't fit into one; what a notification lost is in the table, so readers miss nothing.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage.engine import Database
+from storage.event_listener import EVENTS_CHANNEL, EventListener, Subscription
+from workflows.contracts.errors import NotFoundError, UnavailableError
+from workflows.contracts.events import Event, EventType, NewEvent
+
+_NOTE_LIMIT: Final = 7900
+"""Bytes that fit into one notification; Postgres' own limit is 8,000."""
+_PAGE: Final = 500
+_RETRY_S: Final = 0.5
+
+_AS_JSON: Final = """json_agg(json_build_object(
+    'seq', seq, 'type', type, 'task_id', task_id, 'data', data,
+    'at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) ORDER BY seq)"""
+
+# FOR NO KEY UPDATE, as every other lock on a project's row: rows that refer to the project may be inserted meanwhile.
+# clock_timestamp, not now(): it is read under the lock, so times ascend with the numbers.
+_APPEND: Final = text(f"""
+WITH input AS MATERIALIZED (
+    SELECT project_id, type, task_id, data, row_number() OVER (PARTITION BY project_id ORDER BY n) AS rank
+    FROM unnest(CAST(:project_ids AS bigint[]), CAST(:types AS text[]), CAST(:task_ids AS uuid[]),
+                CAST(:data AS text[])) WITH ORDINALITY AS given (project_id, type, task_id, data, n)
+), locked AS MATERIALIZED (
+    SELECT id FROM projects WHERE id = ANY(CAST(:project_ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
+), raised AS (
+    UPDATE projects SET last_seq = last_seq + counted.n
+    FROM locked JOIN (SELECT project_id, count(*) AS n FROM input GROUP BY project_id) AS counted
+        ON counted.project_id = locked.id
+    WHERE projects.id = locked.id
+    RETURNING projects.id, last_seq - counted.n AS base
+), inserted AS (
+    INSERT INTO events (project_id, seq, task_id, type, data, at)
+    SELECT project_id, base + rank, task_id, type, CAST(data AS jsonb), clock_timestamp()
+    FROM input JOIN raised ON raised.id = project_id
+    RETURNING project_id, seq, task_id, type, data, at
+), notes AS (
+    SELECT project_id, {_AS_JSON}::text AS body FROM inserted GROUP BY project_id
+), told AS MATERIALIZED (
+    SELECT pg_notify('{EVENTS_CHANNEL}', project_id || ' ' ||
+                     CASE WHEN octet_length(body) < {_NOTE_LIMIT} - 20 THEN body ELSE '' END)
+    FROM notes
+)
+SELECT project_id, seq, task_id, type, data, at, (SELECT count(*) FROM told) FROM inserted ORDER BY project_id, seq
+""")  # noqa: S608 -- only constants of this module are put in
+
+_END: Final = text(f"""
+SELECT pg_notify('{EVENTS_CHANNEL}', CAST(:project_id AS text) || ' ' || json_build_object('last', coalesce((
+    SELECT {_AS_JSON} FROM (
+        SELECT * FROM events WHERE project_id = CAST(:project_id AS bigint) AND type = '{EventType.PROJECT_STATE}'
+        AND octet_length(data::text) < {_NOTE_LIMIT} - 500
+        ORDER BY seq DESC LIMIT 1) AS final), '[]')))
+""")  # noqa: S608 -- only constants of this module are put in
+
+# One snapshot for the rows and for how far the log goes: rows may be missing (pruned, filtered), numbers never return.
+_READ: Final = text("""
+SELECT projects.last_seq, page.seq, page.task_id, page.type, page.data, page.at
+FROM projects LEFT JOIN LATERAL (
+    SELECT * FROM events
+    WHERE project_id = projects.id AND seq > :since
+      AND (CAST(:types AS text[]) IS NULL OR type = ANY(CAST(:types AS text[])))
+      AND (CAST(:task_id AS uuid) IS NULL OR task_id = CAST(:task_id AS uuid))
+    ORDER BY seq LIMIT :limit
+) AS page ON true
+WHERE projects.id = :project_id ORDER BY page.seq
+""")
+
+
+@dataclass(frozen=True)
+class EncodedEvent:
+    """An event whose data is known to be storable, as JSON text."""
+
+    project_id: int
+    type: str
+    task_id: UUID | None
+    data: str
+
+
+def encode(event: NewEvent) -> EncodedEvent:
+    """The event ready to be written. Raises `ValueError` for data that is no JSON.
+
+    Postgres stores neither NUL nor lone surrogates, which commands print and file names hold: both become `�`.
+    """
+    data = json.dumps(event.data, allow_nan=False)
+    if "\\u0000" in data or "\\ud" in data:
+        data = json.dumps(_storable(event.data), allow_nan=False)
+    return EncodedEvent(event.project_id, event.type, UUID(event.task_id) if event.task_id else None, data)
+
+
+def _storable(value: Any) -> Any:  # noqa: ANN401 -- JSON of any shape
+    match value:
+        case str():
+            return value.replace("\0", "�").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        case dict():
+            return {_storable(key): _storable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_storable(item) for item in value]
+        case _:
+            return value
+
+
+async def append(session: AsyncSession, events: Sequence[NewEvent]) -> list[Event]:
+    """Write events in the caller's transaction, in the order given; readers see them when it commits.
+
+    Locks the projects' rows, in the order of their ids, until then: append last, or lock them first in that order.
+    Raises `NotFoundError` when a project is gone.
+    """
+    written = await write(session, [encode(event) for event in events])
+    if any(event is None for event in written):
+        raise NotFoundError("The project is gone.")
+    return [event for event in written if event is not None]
+
+
+async def write(session: AsyncSession, events: Sequence[EncodedEvent]) -> list[Event | None]:
+    """Like `append`; None stands for an event whose project is gone."""
+    if not events:
+        return []
+    rows = await session.execute(
+        _APPEND,
+        {
+            "project_ids": [event.project_id for event in events],
+            "types": [event.type for event in events],
+            "task_ids": [event.task_id for event in events],
+            "data": [event.data for event in events],
+        },
+    )
+    written: defaultdict[int, list[Event]] = defaultdict(list)
+    for project_id, seq, task_id, kind, data, at, _ in rows:
+        written[project_id].append(_event(project_id, seq, task_id, kind, data, at))
+    turns = {project_id: iter(numbered) for project_id, numbered in written.items()}
+    return [next(turns[event.project_id]) if event.project_id in turns else None for event in events]
+
+
+async def end(session: AsyncSession, project_id: int) -> None:
+    """Tell readers that the log is about to be deleted: call it before the rows go, in the same transaction.
+
+    The project's last state travels along, for a reader that has been too slow to get it from the table.
+    """
+    await session.execute(_END, {"project_id": str(project_id)})
+
+
+@dataclass(frozen=True)
+class _News:
+    """Events in order, and the number up to which the log has been read with them.
+
+    `gone`: the project is, and nothing follows; `more`: there is more in the table.
+    """
+
+    events: list[Event]
+    position: int
+    gone: bool = False
+    more: bool = False
+
+
+class EventReader:
+    """Follows logs: what is in the table first, then what the listener hears."""
+
+    def __init__(self, database: Database, listener: EventListener) -> None:
+        self._database = database
+        self._listener = listener
+
+    async def follow(
+        self, project_id: int, *, since: int = 0, types: Collection[str] | None = None, task_id: str | None = None
+    ) -> AsyncIterator[Event]:
+        """Every event after `since`, once, in order, then live; only those of `types` and `task_id` where given.
+
+        Ends when the project is gone, after what was left of its log. Outlasts outages of Postgres. Holds no
+        database session while it waits. Close it (`contextlib.aclosing`) to end it earlier.
+        """
+        position = since
+        wanted = _Filter(None if types is None else frozenset(types), task_id)
+        with self._listener.subscribe(EVENTS_CHANNEL, str(project_id)) as subscription:
+            while True:
+                news = await self._next(project_id, position, wanted, subscription)
+                for event in news.events:
+                    if event.seq > position and wanted.takes(event):
+                        yield event
+                if news.gone:
+                    return
+                position = max(position, news.position)
+
+    async def _next(self, project_id: int, position: int, wanted: "_Filter", subscription: Subscription) -> _News:
+        note = await subscription.get()
+        if note:
+            news = _parse(project_id, note)
+            if news.gone or news.events[0].seq <= position + 1:
+                return news
+        news = await self._patient_page(project_id, position, wanted)
+        if news.more:
+            subscription.mark_lost()  # the next page
+        if news.gone:
+            notes = [note or "", *subscription.drain()]
+            return _News([event for left in notes for event in _parse(project_id, left).events], position, gone=True)
+        return news
+
+    async def _patient_page(self, project_id: int, position: int, wanted: "_Filter") -> _News:
+        while True:
+            try:
+                return await self._page(project_id, position, wanted)
+            except UnavailableError:
+                await asyncio.sleep(_RETRY_S)
+
+    async def _page(self, project_id: int, position: int, wanted: "_Filter") -> _News:
+        parameters = {
+            "project_id": project_id,
+            "since": position,
+            "types": None if wanted.types is None else sorted(wanted.types),
+            "task_id": wanted.task_id,
+            "limit": _PAGE,
+        }
+        async with self._database.reading() as session:
+            rows = (await session.execute(_READ, parameters)).all()
+        if not rows:
+            return _News([], position, gone=True)
+        events = [_event(project_id, *row[1:]) for row in rows if row.seq is not None]
+        if len(events) == _PAGE:
+            return _News(events, events[-1].seq, more=True)
+        return _News(events, rows[0].last_seq)
+
+
+@dataclass(frozen=True)
+class _Filter:
+    types: frozenset[str] | None
+    task_id: str | None
+
+    def takes(self, event: Event) -> bool:
+        return (self.types is None or event.type in self.types) and self.task_id in (None, event.task_id)
+
+
+def _parse(project_id: int, note: str) -> _News:
+    """A notification's events; a pointer (empty) has none."""
+    body: Any = json.loads(note) if note else []
+    gone = isinstance(body, dict)
+    events = [Event(project_id=project_id, **raw) for raw in (body["last"] if gone else body)]
+    return _News(events, events[-1].seq if events else 0, gone=gone)
+
+
+def _event(project_id: int, seq: int, task_id: UUID | None, kind: str, data: dict[str, Any], at: Any) -> Event:  # noqa: ANN401 -- a column
+    return Event(
+        seq=seq, type=kind, project_id=project_id, task_id=None if task_id is None else str(task_id), at=at, data=data
+    )
