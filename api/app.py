@@ -6,8 +6,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from api import docs
+from api.admin import router as admin
+from api.auth import router as auth
 from api.auth.dependencies import AuthTools
 from api.errors import install_error_handlers
+from api.health import router as health
+from api.idempotency import Idempotency
 from api.metrics import Metrics
 from api.middleware import (
     CORS_EXPOSED_HEADERS,
@@ -20,8 +25,15 @@ from api.middleware import (
 )
 from api.openapi import install_openapi
 from api.services import ApiConfig, Services
+from api.users import router as users
 
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (
+    auth.router,
+    users.router,
+    health.router,
+    admin.router,
+    docs.router,
+)
 """Every router. Paths are written without a trailing slash; requests with one find them too."""
 
 _DESCRIPTION = """\
@@ -63,6 +75,7 @@ def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]
     install_error_handlers(app)
     install_openapi(app)
     # The last one added is the outermost.
+    app.add_middleware(Idempotency)
     app.add_middleware(TrailingSlash)
     app.add_middleware(BodyLimit)
     app.add_middleware(ErrorBoundary)

@@ -1,7 +1,7 @@
 """What proves who somebody is: sessions (families of refresh tokens), tickets, API keys. Stored as hashes only.
 
 A session is a family: the chain of refresh tokens that one login began. It lives while one of its rows isn't
-revoked; access tokens name their family and end with it.
+revoked; access tokens name their family and end with it. storage/expiry.py deletes what has expired.
 """
 
 import hashlib
@@ -56,11 +56,8 @@ async def session_user(session: AsyncSession, user_id: int, family: UUID) -> Use
 
 
 async def add_refresh_token(session: AsyncSession, user_id: int, family: UUID, lifetime: timedelta) -> str:
-    """Begin a family or lengthen its chain; forgets the user's expired ones. Returns the token, shown only now."""
+    """Begin a family or lengthen its chain. Returns the token, shown only now."""
     token = secrets.token_urlsafe(32)
-    await session.execute(
-        delete(RefreshToken).where(RefreshToken.user_id == user_id, RefreshToken.expires_at < func.now())
-    )
     session.add(
         RefreshToken(
             token_hash=hash_secret(token),
@@ -124,9 +121,8 @@ async def _revoke(session: AsyncSession, which: object) -> None:
 
 
 async def add_ticket(session: AsyncSession, user_id: int, scopes: frozenset[str] | None, lifetime: timedelta) -> str:
-    """Issue a single-use ticket with the scopes of who asked; forgets the expired ones."""
+    """Issue a single-use ticket with the scopes of who asked."""
     ticket = secrets.token_urlsafe(32)
-    await session.execute(delete(Ticket).where(Ticket.expires_at < func.now()))
     session.add(
         Ticket(
             token_hash=hash_secret(ticket),

@@ -1,0 +1,75 @@
+"""`/api/admin`: for superusers."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from api.admin.schemas import AdminDevServer, AdminProject, AdminUser, AdminUserPatch
+from api.auth.dependencies import SuperUser
+from api.errors import problems
+from api.pagination import Page, PageQuery, PageRequest
+from api.services import Services, ServicesDep
+from storage import credentials, overview, users
+from storage.overview import ProjectOverview
+from workflows.contracts.dev_servers import DevServerState
+from workflows.contracts.errors import ConflictError
+
+router = APIRouter(prefix="/api/admin", tags=["admin"])
+
+_MAX_ID = 2**63 - 1
+UserId = Annotated[int, Path(ge=1, le=_MAX_ID)]
+UserFilter = Annotated[int | None, Query(ge=1, le=_MAX_ID)]
+
+
+@router.get("/users")
+async def list_users(_user: SuperUser, services: ServicesDep, page: PageQuery) -> Page[AdminUser]:
+    """All users by id."""
+    async with services.database.reading() as session:
+        records = await users.page(session, after=page.after_id() or 0, limit=page.limit + 1)
+    shown = [AdminUser.of(record) for record in records[: page.limit]]
+    return page.answer(shown, more=len(records) > page.limit, last_id=lambda user: user.id)
+
+
+@router.patch("/users/{user_id}", responses=problems(404, {409: "own_account"}))
+async def patch_user(user: SuperUser, services: ServicesDep, user_id: UserId, body: AdminUserPatch) -> AdminUser:
+    """Shut a user out or let them in again, make them a superuser or not. Shutting out ends all their sessions."""
+    if user_id == user.user_id:
+        raise ConflictError("Nobody shuts out or demotes themselves: ask another superuser.", code="own_account")
+    async with services.database.transaction() as session:
+        changed = await users.set_flags(session, user_id, is_active=body.is_active, is_superuser=body.is_superuser)
+        if not changed.is_active:
+            await credentials.revoke_sessions(session, user_id)
+    return AdminUser.of(changed)
+
+
+@router.get("/projects")
+async def list_all_projects(
+    _user: SuperUser, services: ServicesDep, page: PageQuery, user_id: UserFilter = None
+) -> Page[AdminProject]:
+    """All projects by id."""
+    records = await _overview(services, page, user_id=user_id)
+    shown = [AdminProject.model_validate(record) for record in records[: page.limit]]
+    return page.answer(shown, more=len(records) > page.limit, last_id=lambda project: project.project_id)
+
+
+@router.get("/dev-servers")
+async def list_dev_servers(
+    _user: SuperUser,
+    services: ServicesDep,
+    page: PageQuery,
+    user_id: UserFilter = None,
+    state: DevServerState | None = None,
+) -> Page[AdminDevServer]:
+    """All dev servers by their project's id, also those that never ran."""
+    records = await _overview(services, page, user_id=user_id, state=state)
+    shown = [AdminDevServer.model_validate(record) for record in records[: page.limit]]
+    return page.answer(shown, more=len(records) > page.limit, last_id=lambda server: server.project_id)
+
+
+async def _overview(
+    services: Services, page: PageRequest, *, user_id: int | None, state: DevServerState | None = None
+) -> list[ProjectOverview]:
+    async with services.database.reading() as session:
+        return await overview.page(
+            session, after=page.after_id() or 0, limit=page.limit + 1, user_id=user_id, dev_server_state=state
+        )

@@ -1,0 +1,24 @@
+"""Kinds of fields that several bodies share."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+
+def _without_nul(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain the NUL character")
+    return value
+
+
+StorableText = Annotated[str, AfterValidator(_without_nul)]
+"""Text that Postgres can hold."""
+
+Label = Annotated[StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+"""The name of a person or a thing."""
+
+
+class RequestBody(BaseModel):
+    """Base of every body that clients send. A field that it doesn't know is refused, so none is smuggled in."""
+
+    model_config = ConfigDict(extra="forbid")
