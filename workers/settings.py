@@ -1,6 +1,7 @@
 """Every setting, from the environment and from `.env` in the working directory; `.env.example` documents each."""
 
 import ipaddress
+import logging
 import re
 import sys
 from enum import StrEnum
@@ -16,6 +17,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 WordList = Annotated[tuple[str, ...], NoDecode]
 
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_INSTANCE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 _WEAK_KEY_HINT = f'`python -c "import secrets; print(secrets.token_urlsafe({MIN_SECRET_BYTES + 16}))"` makes one'
 
 
@@ -34,6 +36,11 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+    @property
+    def number(self) -> int:
+        """As the standard library counts."""
+        return logging.getLevelNamesMapping()[self.upper()]
 
 
 class Settings(BaseSettings):
@@ -57,7 +64,9 @@ class Settings(BaseSettings):
     deployment_mode: DeploymentMode | None = None
     data_dir: Path = Path(".data")
     projects_root: Path | None = None
-    instance: str = Field("studio", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    instance: str | None = Field(None, pattern=_INSTANCE)
+    first_user_id: int | None = Field(None, ge=1)
+    ready_file: Path | None = None
     api_host: str = "127.0.0.1"
     api_port: Port = 8000
     preview_port: Port = 8080
@@ -164,6 +173,7 @@ class ServiceSettings(Settings):
     database_url: SecretStr
     temporal_address: str
     deployment_mode: DeploymentMode
+    instance: str = Field("studio", pattern=_INSTANCE)
 
 
 EXAMPLES = {

@@ -1,0 +1,177 @@
+"""The worker's process: runs workflows and activities from the one task queue. `python -m workers.worker`."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+import uvloop
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.dev_servers import DevServers, DevServerSettings
+from activities.projects import Projects
+from activities.reconcile import Reconciliation
+from api.log import configure_logging
+from workers.settings import ServiceSettings, load_service_settings
+from workers.templates import template_folders
+from workers.wiring import Foundation, dev_server_limits, open_foundation
+from workflows.contracts.names import RECONCILE_ID, TASK_QUEUE
+from workflows.contracts.reconcile import ReconcileInput
+from workflows.delete_project import DeleteProject
+from workflows.dev_server import DevServer
+from workflows.policies import HEARTBEAT_THROTTLE, STICKY_TIMEOUT
+from workflows.provision_project import ProvisionProject
+from workflows.reconcile import Reconcile
+
+log = structlog.get_logger("worker")
+
+WORKFLOWS = (ProvisionProject, DevServer, DeleteProject, Reconcile)
+
+_RECONCILE_EVERY = timedelta(seconds=60)
+_RECONCILE_LIMIT = timedelta(minutes=10)
+"""A pass that hangs makes way for the next one."""
+_ACTIVITY_MARK = "__temporal_activity_definition"
+"""What `@activity.defn` leaves on a method."""
+_MAX_ACTIVITIES = 1000
+"""Each running dev server holds one for its watch."""
+_GRACE = timedelta(seconds=5)
+"""Activities have this long after SIGTERM, then they are cancelled and tried by the next worker."""
+_FIRST_DELAY_S = 0.1
+_LONGEST_DELAY_S = 2.0
+
+
+async def run(settings: ServiceSettings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set; waits for Postgres and Temporal as long as it takes."""
+    async with open_foundation(settings) as foundation:
+        client = await connect(settings, stop)
+        if client is None:
+            return
+        async with make_worker(client, foundation, settings):
+            await schedule_reconcile(client)
+            _tell_ready(settings.ready_file)
+            log.info("worker.ready", task_queue=TASK_QUEUE, runtime=foundation.runtime.name)
+            await stop.wait()
+            log.info("worker.stopping")
+
+
+async def connect(settings: ServiceSettings, stop: asyncio.Event) -> Client | None:
+    """A client once Temporal answers and has the namespace; None when `stop` came first."""
+    delay = _FIRST_DELAY_S
+    while not stop.is_set():
+        try:
+            client = await Client.connect(
+                settings.temporal_address,
+                namespace=settings.temporal_namespace,
+                data_converter=pydantic_data_converter,
+            )
+            await client.count_workflows()
+        except (RPCError, RuntimeError) as error:
+            log.warning("worker.temporal_away", address=settings.temporal_address, reason=str(error)[:200])
+        else:
+            return client
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _LONGEST_DELAY_S)
+    return None
+
+
+def make_worker(client: Client, foundation: Foundation, settings: ServiceSettings) -> Worker:
+    """The worker with every workflow and every activity, each given what it needs."""
+    database, files, runtime = foundation.database, foundation.files, foundation.runtime
+    projects = Projects(database, files, runtime, client, template_folders())
+    servers = DevServers(
+        database,
+        files,
+        runtime,
+        foundation.secrets,
+        DevServerSettings(idle_timeout_s=settings.idle_timeout_s, limits=dev_server_limits(settings)),
+    )
+    reconciliation = Reconciliation(
+        database, runtime, client, start_timeout_s=settings.start_timeout_s, idle_grace_s=settings.idle_grace_s
+    )
+    return Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=WORKFLOWS,
+        activities=[*activities_of(projects), *activities_of(servers), *activities_of(reconciliation)],
+        workflow_runner=SandboxedWorkflowRunner(
+            restrictions=SandboxRestrictions.default.with_passthrough_modules("workflows", "pydantic")
+        ),
+        max_concurrent_activities=_MAX_ACTIVITIES,
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        graceful_shutdown_timeout=_GRACE,
+    )
+
+
+def activities_of(owner: object) -> list[Callable[..., object]]:
+    """The bound methods of `owner` that are activities."""
+    names = (name for name in dir(type(owner)) if hasattr(getattr(type(owner), name), _ACTIVITY_MARK))
+    return [getattr(owner, name) for name in names]
+
+
+async def schedule_reconcile(client: Client) -> None:
+    """Have exactly one schedule, as it is written here; one that an older release made is changed."""
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            Reconcile.run,
+            ReconcileInput(),
+            id=RECONCILE_ID,
+            task_queue=TASK_QUEUE,
+            execution_timeout=_RECONCILE_LIMIT,
+            static_summary="Compares rows, workflows and containers, and mends what differs",
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=_RECONCILE_EVERY)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_RECONCILE_EVERY),
+    )
+
+    def replace(_: ScheduleUpdateInput) -> ScheduleUpdate:
+        return ScheduleUpdate(schedule)
+
+    try:
+        await client.create_schedule(RECONCILE_ID, schedule)
+    except ScheduleAlreadyRunningError:
+        await client.get_schedule_handle(RECONCILE_ID).update(replace)
+
+
+def _tell_ready(path: Path | None) -> None:
+    if path is not None:
+        path.write_text(f"{os.getpid()}\n")
+
+
+async def _main(settings: ServiceSettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(settings, stop)
+
+
+def main() -> None:
+    """Work until SIGTERM or SIGINT."""
+    settings = load_service_settings()
+    configure_logging(json_lines=not sys.stderr.isatty(), level=settings.log_level.number)
+    uvloop.run(_main(settings))
+
+
+if __name__ == "__main__":
+    main()
