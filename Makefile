@@ -3,7 +3,7 @@ UV := .venv/bin/uv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: up down test check bench format
+.PHONY: up down image test check bench format
 
 $(UV):
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,10 @@ up: .venv/.synced
 
 down: .venv/.synced
 	@$(BIN)/python -m workers.stack down
+
+# The dev servers' image; made only when its inputs have changed.
+image: .venv/.synced
+	@docker/devserver/build
 
 check: .venv/.synced
 	$(BIN)/ruff format --check .

