@@ -24,7 +24,10 @@ from api.middleware import (
     TrailingSlash,
 )
 from api.openapi import install_openapi
+from api.preview import router as preview
+from api.preview.gate import PreviewGate
 from api.services import ApiConfig, Services
+from api.templates import router as templates
 from api.users import router as users
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -33,6 +36,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     admin.router,
     docs.router,
+    preview.router,
+    templates.router,
 )
 """Every router. Paths are written without a trailing slash; requests with one find them too."""
 
@@ -57,7 +62,9 @@ def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]
         async with open_services() as services:
             app.state.services = services
             app.state.auth = AuthTools(services)
+            app.state.preview_gate = PreviewGate(services)
             yield
+            await app.state.preview_gate.close()
 
     metrics = Metrics()
     app = FastAPI(
