@@ -86,6 +86,10 @@ class Settings(BaseSettings):
 
     # Dev servers.
     devserver_image: str = "studio-devserver:latest"
+    docker_host: str = "unix:///var/run/docker.sock"
+    engine_projects_root: str | None = None
+    network_pool: str = "10.202.0.0/16"
+    egress_allow: WordList = ()
     devserver_memory_mb: int = Field(1024, ge=128)
     devserver_cpus: float = Field(1.0, gt=0)
     devserver_pids: int = Field(256, ge=32)
@@ -97,7 +101,7 @@ class Settings(BaseSettings):
     project_limit: int = Field(100, ge=1)
     log_level: LogLevel = LogLevel.INFO
 
-    @field_validator("secret_key_previous", "cors_origins", mode="before")
+    @field_validator("secret_key_previous", "cors_origins", "egress_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 -- a validator sees what the environment or a caller gives
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
@@ -116,6 +120,13 @@ class Settings(BaseSettings):
         if not _HOST_NAME.fullmatch(value.lower()):
             raise ValueError("it must be a host name without scheme and port")
         return value.lower()
+
+    @field_validator("network_pool", "egress_allow")
+    @classmethod
+    def _check_networks(cls, value: Any) -> Any:  # noqa: ANN401 -- one network, or several
+        for network in (value,) if isinstance(value, str) else value:
+            ipaddress.IPv4Network(network)
+        return value
 
     @field_validator("api_host")
     @classmethod
@@ -185,6 +196,7 @@ EXAMPLES = {
     "PREVIEW_DOMAIN": "preview.example.com",
     "CORS_ORIGINS": "https://app.example.com,https://admin.example.com",
     "API_HOST": "127.0.0.1",
+    "EGRESS_ALLOW": "10.0.5.0/24",
     "INSTANCE": "studio",
     "LOG_LEVEL": "info",
     "PREVIEW_SCHEME": "https",

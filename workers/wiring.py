@@ -1,18 +1,22 @@
 """What API and worker both stand on, built from the settings in one place."""
 
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from activities.files.store import DiskFileStore
 from activities.ports import FileStore, ResourceLimits, Runtime
-from activities.runtimes.open import open_runtime
+from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
 from storage.engine import Database
 from storage.migrate import migrate
 from storage.secret_box import SecretBox
 from workers.numbering import begin_user_ids
 from workers.settings import ServiceSettings
 
+CONTAINER_OWNER = (1000, 1000)
+"""User and group that dev servers run as when this process is root."""
 _POSTGRES_WAIT_S = 120.0
 
 
@@ -35,19 +39,44 @@ async def open_foundation(settings: ServiceSettings) -> AsyncIterator[Foundation
     url = settings.database_url.get_secret_value()
     await migrate(url, wait_s=_POSTGRES_WAIT_S)
     database = Database(url)
-    if settings.first_user_id is not None:
-        await begin_user_ids(database, settings.first_user_id)
-    runtime = open_runtime(settings)
     try:
-        yield Foundation(
-            database=database,
-            files=DiskFileStore(settings.files_root),
-            runtime=runtime,
-            secrets=SecretBox(settings.secret_key.get_secret_value(), settings.secret_key_previous),
-        )
+        if settings.first_user_id is not None:
+            await begin_user_ids(database, settings.first_user_id)
+        async with open_runtime(runtime_settings(settings)) as runtime:
+            yield Foundation(
+                database=database,
+                files=DiskFileStore(settings.files_root, _owner()),
+                runtime=runtime,
+                secrets=SecretBox(settings.secret_key.get_secret_value(), settings.secret_key_previous),
+            )
     finally:
-        await runtime.close()
         await database.close()
+
+
+def runtime_settings(settings: ServiceSettings) -> RuntimeSettings:
+    """What the driver of the chosen mode is told. Ends the process for a mode that has no driver yet."""
+    try:
+        mode = RuntimeMode(settings.deployment_mode)
+    except ValueError:
+        sys.exit(f"DEPLOYMENT_MODE: there is no driver for `{settings.deployment_mode}` yet. Use docker or local.")
+    return RuntimeSettings(
+        mode=mode,
+        instance=settings.instance,
+        data_dir=settings.data_dir.absolute(),
+        projects_root=settings.files_root,
+        image=settings.devserver_image,
+        preview_domain=settings.preview_domain,
+        network_pool=settings.network_pool,
+        engine_url=settings.docker_host,
+        engine_projects_root=settings.engine_projects_root,
+        egress_allow=settings.egress_allow,
+        toolchain=settings.data_dir.absolute() / "toolchain",
+    )
+
+
+def _owner() -> tuple[int, int] | None:
+    """Whom written files belong to: the user that containers run as, where this process may give files away."""
+    return CONTAINER_OWNER if os.geteuid() == 0 else None
 
 
 def dev_server_limits(settings: ServiceSettings) -> ResourceLimits:

@@ -18,11 +18,6 @@ _TYPE = "preview"
 _OWN_COOKIES = {PREVIEW_COOKIE, PREVIEW_FRAME_COOKIE, "studio_refresh"}
 
 
-def gate_key(secrets: SecretBox) -> str:
-    """What Traefik shows on the internal routes, so that nobody else can ask there. 64 hex digits."""
-    return secrets.derive("preview-gate").hex()
-
-
 class PreviewCookies:
     """Issues and reads the cookie: a signed note that says whose preview it opens, and until when."""
 

@@ -18,10 +18,10 @@ from api.preview.credentials import (
     OwnAuthorization,
     PreviewCookies,
     foreign_cookies,
-    gate_key,
     token_in,
     without_token,
 )
+from api.preview.gate_key import gate_key
 from api.services import Services
 from storage import previews
 from workflows.contracts.errors import DeniedError, NotFoundError, UnauthenticatedError

@@ -28,7 +28,7 @@ def up() -> None:
         if left:
             say("stack", f"ended what an earlier one left running: {', '.join(left)}")
         require_free(ports(settings))
-        mode, reason = asyncio.run(choose_mode(settings.deployment_mode))
+        mode, reason = asyncio.run(choose_mode(settings))
         say("runtime", f"{mode}: {reason}")
         asyncio.run(Supervisor(settings, data, mode).run())
 

@@ -14,10 +14,11 @@ from temporalio.service import RPCError
 
 from activities.errors import RuntimeFault
 from activities.ports import ContainerState, Runtime
+from activities.runtimes.open import open_runtime
 from storage import dev_servers, projects
 from storage.engine import Database
 from workers.settings import ServiceSettings, load_service_settings
-from workers.wiring import open_runtime_of
+from workers.wiring import runtime_settings
 from workflows.contracts.dev_servers import DevServerAction, DevServerCommand, DevServerInput
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.names import ProjectRef
@@ -37,11 +38,8 @@ async def stop_all(settings: ServiceSettings) -> None:
         print(f"not stopped in order: {error!r}", file=sys.stderr)
     finally:
         await database.close()
-    runtime = open_runtime_of(settings)
-    try:
+    async with open_runtime(runtime_settings(settings)) as runtime:
         await _stop_the_rest(runtime)
-    finally:
-        await runtime.close()
 
 
 async def _stop_in_order(settings: ServiceSettings, database: Database) -> None:
@@ -70,8 +68,9 @@ async def _moving(database: Database) -> list[ProjectRef]:
 async def _accept_stop(database: Database, ref: ProjectRef) -> DevServerCommand | None:
     """The command, or None when the project was deleted meanwhile."""
     async with database.transaction() as session:
-        project = await projects.lock(session, ref.project_id)
-        return project and await dev_servers.accept(session, ref.project_id, DevServerAction.STOP)
+        if await projects.lock(session, ref.project_id) is None:
+            return None
+        return await dev_servers.accept(session, ref.project_id, DevServerAction.STOP)
 
 
 async def _stop_the_rest(runtime: Runtime) -> None:

@@ -1,39 +1,34 @@
 """Whether a Docker engine answers, told with the standard library alone: the choice comes before any driver."""
 
 import asyncio
-import os
 from http import HTTPStatus
 from urllib.parse import quote, urlsplit
 
-from workers.settings import DeploymentMode
+from workers.settings import DeploymentMode, Settings
 from workers.stack.readiness import http_status
 
-_DEFAULT_ENGINE = "unix:///var/run/docker.sock"
+_DEFAULT_PORT = 2375
 
 
-async def choose_mode(wanted: DeploymentMode | None) -> tuple[DeploymentMode, str]:
+async def choose_mode(settings: Settings) -> tuple[DeploymentMode, str]:
     """Where dev servers will run, and why: what was asked for, else Docker when it answers, else local."""
-    if wanted is not None:
-        return wanted, "DEPLOYMENT_MODE says so"
-    address = _engine()
-    if await _get("/_ping") == HTTPStatus.OK:
-        return DeploymentMode.DOCKER, f"a Docker engine answers at {address}"
+    engine = settings.docker_host
+    if settings.deployment_mode is not None:
+        return settings.deployment_mode, "DEPLOYMENT_MODE says so"
+    if await _get(engine, "/_ping") == HTTPStatus.OK:
+        return DeploymentMode.DOCKER, f"a Docker engine answers at {engine}"
     return DeploymentMode.LOCAL, (
-        f"no Docker engine answers at {address}; dev servers run as processes here, for a single trusted user"
+        f"no Docker engine answers at {engine}; dev servers run as processes here, for a single trusted user"
     )
 
 
-async def has_image(name: str) -> bool:
+async def has_image(engine: str, name: str) -> bool:
     """Whether the engine has the image."""
-    return await _get(f"/images/{quote(name, safe='/:')}/json") == HTTPStatus.OK
+    return await _get(engine, f"/images/{quote(name, safe='/:')}/json") == HTTPStatus.OK
 
 
-def _engine() -> str:
-    return os.environ.get("DOCKER_HOST") or _DEFAULT_ENGINE
-
-
-async def _get(path: str) -> int | None:
-    address = urlsplit(_engine())
+async def _get(engine: str, path: str) -> int | None:
+    address = urlsplit(engine)
     if address.scheme == "unix":
         return await http_status(asyncio.open_unix_connection(address.path), "docker", path)
-    return await http_status(asyncio.open_connection(address.hostname, address.port or 2375), "docker", path)
+    return await http_status(asyncio.open_connection(address.hostname, address.port or _DEFAULT_PORT), "docker", path)

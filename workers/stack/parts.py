@@ -44,6 +44,8 @@ class StackParts:
         self._settings = settings
         self._data = data
         self._mode = mode
+        self._secret_key = settings.secret_key.get_secret_value() if settings.secret_key else data.secret_key()
+        self._instance = settings.instance or data.instance
         self._cluster = EmbeddedPostgres(data.root / "postgres")
         self.postgres = None if settings.database_url else self._part(self._postgres())
         self.temporal = None if settings.temporal_address else self._part(self._temporal())
@@ -59,15 +61,14 @@ class StackParts:
         """What API and worker are told, once the database's address is known."""
         settings, data = self._settings, self._data
         given = settings.database_url.get_secret_value() if settings.database_url else self._cluster.url()
-        key = settings.secret_key.get_secret_value() if settings.secret_key else data.secret_key()
         return {
-            "SECRET_KEY": key,
+            "SECRET_KEY": self._secret_key,
             "DATABASE_URL": given,
             "TEMPORAL_ADDRESS": settings.temporal_address or f"127.0.0.1:{settings.temporal_port}",
             "DEPLOYMENT_MODE": self._mode,
             "DATA_DIR": str(data.root),
             "PROJECTS_ROOT": str(settings.files_root),
-            "INSTANCE": settings.instance or data.instance,
+            "INSTANCE": self._instance,
             "FIRST_USER_ID": str(self._first_user_id()),
         }
 
@@ -120,7 +121,13 @@ class StackParts:
         settings = self._settings
 
         async def command() -> list[str]:
-            path = write_configuration(self._data.root / "traefik", settings, self._mode, self._data.instance)
+            path = write_configuration(
+                self._data.root / "traefik",
+                settings,
+                mode=self._mode,
+                instance=self._instance,
+                secret_key=self._secret_key,
+            )
             return die_with_parent([_program("traefik"), f"--configFile={path}"])
 
         async def is_ready(_: int) -> bool:
@@ -149,7 +156,7 @@ class StackParts:
         port = self._settings.api_port
 
         async def is_ready(_: int) -> bool:
-            return await answers_ok(port, "/readyz")
+            return await answers_ok(port, "/healthz")
 
         return PartSpec(
             name="api",

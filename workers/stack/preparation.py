@@ -12,10 +12,13 @@ from pathlib import Path
 from workers.settings import DeploymentMode, Settings
 from workers.stack.console import say
 from workers.stack.data_directory import DataDirectory
+from workers.stack.dependencies import DependenciesError, prepare_toolchain
 from workers.stack.engine import has_image
 from workers.stack.privileges import die_with_parent
 
 _ROOT = Path(__file__).parents[2]
+_WITHOUT = "Dev servers won't start until"
+_SHORT_S = 1.0
 _STOP_TIMEOUT_S = 40.0
 
 
@@ -24,39 +27,54 @@ async def prepare_dev_servers(settings: Settings, mode: DeploymentMode) -> None:
 
     A failure is said, too, and doesn't end the stack: all but starting a dev server works without them.
     """
-    match mode:
-        case DeploymentMode.DOCKER:
-            await _prepare_image(settings)
-        case DeploymentMode.LOCAL:
-            await _run_preparation("packages", [sys.executable, "-m", "workers.stack.dependencies"], "make up again")
-        case DeploymentMode.KUBERNETES:
-            say("image", f"{settings.devserver_image}: the cluster's to pull")
+    if mode is DeploymentMode.DOCKER:
+        await _prepare_image(settings)
+    else:
+        await _prepare_toolchain(settings)
+
+
+async def _prepare_toolchain(settings: Settings) -> None:
+    began = time.monotonic()
+    task = asyncio.create_task(prepare_toolchain(settings.data_dir, _ROOT / "templates"))
+    done, _ = await asyncio.wait([task], timeout=_SHORT_S)
+    if not done:
+        say("packages", "installing what the templates need, once")
+    try:
+        await task
+    except DependenciesError as error:
+        say("packages", f"{error}\n{_WITHOUT} `make up` has installed them")
+    else:
+        say("packages", f"ready after {time.monotonic() - began:.1f} s")
 
 
 async def _prepare_image(settings: Settings) -> None:
     image = settings.devserver_image
-    if await has_image(image):
+    if await has_image(settings.docker_host, image):
         say("image", f"{image} is there")
         return
+    name = image.removesuffix(":latest")
+    if ":" in name.rpartition("/")[2]:
+        say("image", f"{image} isn't on the engine and isn't one that this project makes. {_WITHOUT} you pull it")
+        return
     say("image", f"{image} isn't there yet; making it takes a minute or two, once")
-    await _run_preparation("image", [str(_ROOT / "docker" / "devserver" / "build")], "make image")
+    await _build(name, settings.docker_host)
 
 
-async def _run_preparation(name: str, command: list[str], remedy: str) -> None:
+async def _build(name: str, engine: str) -> None:
     began = time.monotonic()
     process = await create_subprocess_exec(
-        *die_with_parent(command), stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True
-    )
+        *die_with_parent([str(_ROOT / "docker" / "devserver" / "build")]),
+        stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+        env={**os.environ, "DEVSERVER_IMAGE": name, "DOCKER_HOST": engine},
+    )  # fmt: skip
     try:
         async for line in _lines(process.stdout):
-            say(name, line)
+            say("image", line.removeprefix("dev-server image: "))
         code = await process.wait()
     finally:
         _kill_group(process)
-    if code == 0:
-        say(name, f"ready after {time.monotonic() - began:.1f} s")
-    else:
-        say(name, f"could not be made (exit code {code}): dev servers won't start until `{remedy}` has succeeded")
+    took = f"{time.monotonic() - began:.1f} s"
+    say("image", f"ready after {took}" if code == 0 else f"couldn't be made. {_WITHOUT} `make image` has succeeded")
 
 
 async def stop_dev_servers(environment: Mapping[str, str], data: DataDirectory) -> None:

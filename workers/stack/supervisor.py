@@ -10,8 +10,11 @@ from workers.stack.console import say
 from workers.stack.data_directory import DataDirectory
 from workers.stack.parts import StackParts
 from workers.stack.preparation import prepare_dev_servers, stop_dev_servers
+from workers.stack.readiness import answers_ok
 
 _TRIM_INTERVAL_S = 30.0
+_PATIENCE_S = 15.0
+_POLL_S = 0.1
 
 
 class Supervisor:
@@ -44,6 +47,7 @@ class Supervisor:
 
     async def _bring_up_and_stay(self) -> None:
         await self._bring_up()
+        await self._answer()
         self._welcome()
         while True:
             await asyncio.sleep(_TRIM_INTERVAL_S)
@@ -74,6 +78,15 @@ class Supervisor:
             await self._parts.temporal.up()
         await postgres_ready.wait()
         await self._parts.worker.up()
+
+    async def _answer(self) -> None:
+        """Wait until the API says that all it needs answers; say what doesn't while it takes long."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while not await answers_ok(self._settings.api_port, "/readyz"):
+            if time.monotonic() > deadline:
+                say("stack", f"not ready yet: {self._settings.api_url}/readyz tells what is missing")
+                deadline += _PATIENCE_S
+            await asyncio.sleep(_POLL_S)
 
     async def _take_down(self) -> None:
         say("stack", "ending; Ctrl-C again kills what is slow")

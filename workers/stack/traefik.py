@@ -3,12 +3,38 @@
 import json
 from pathlib import Path
 
+from api.preview.gate_key import gate_key
+from storage.secret_box import SecretBox
 from workers.settings import DeploymentMode, Settings
+from workers.stack.traefik_config import dynamic_config, static_config
 
 
-def write_configuration(folder: Path, settings: Settings, mode: DeploymentMode, instance: str) -> Path:
-    """Write them into `folder`; the path of the one that names the others. JSON is YAML."""
+def write_configuration(
+    folder: Path, settings: Settings, *, mode: DeploymentMode, instance: str, secret_key: str
+) -> Path:
+    """Write them into `folder`; returns the path of the one that names the other."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "static.yaml"
-    path.write_text(json.dumps({"entryPoints": {"web": {"address": f"127.0.0.1:{settings.preview_port}"}}}))
-    return path
+    api_url = f"http://127.0.0.1:{settings.api_port}"
+    key = gate_key(SecretBox(secret_key))
+    dynamic = folder / "dynamic.yml"
+    static = folder / "static.yml"
+    _write(dynamic, dynamic_config(preview_domain=settings.preview_domain, api_url=api_url, gate_key=key))
+    _write(
+        static,
+        static_config(
+            discovery="docker" if mode is DeploymentMode.DOCKER else "http",
+            listen=f"127.0.0.1:{settings.preview_port}",
+            api_url=api_url,
+            gate_key=key,
+            instance=instance,
+            dynamic_file=dynamic,
+            docker_endpoint=settings.docker_host,
+        ),
+    )
+    return static
+
+
+def _write(path: Path, config: object) -> None:
+    """Readable by its owner alone: the gate's key stands in it."""
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(config, indent=2))
