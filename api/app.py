@@ -10,7 +10,9 @@ from api import docs
 from api.admin import router as admin
 from api.auth import router as auth
 from api.auth.dependencies import AuthTools
+from api.environment import router as environment
 from api.errors import install_error_handlers
+from api.events import router as events
 from api.health import router as health
 from api.idempotency import Idempotency
 from api.metrics import Metrics
@@ -38,6 +40,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     docs.router,
     preview.router,
     templates.router,
+    events.router,
+    environment.router,
 )
 """Every router. Paths are written without a trailing slash; requests with one find them too."""
 

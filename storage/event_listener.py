@@ -6,8 +6,8 @@ they may have missed something, and read their table.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import asyncpg
@@ -35,18 +35,27 @@ class Subscription:
 
     def __init__(self) -> None:
         self._bodies: deque[str] = deque()
-        self._lost = True
+        self._lost = False
         self._woken = asyncio.Event()
 
     async def get(self) -> str | None:
-        """The next body, or None when something may have been missed: at first, on overflow, after a reconnect."""
-        while not self._lost and not self._bodies:
-            self._woken.clear()
-            await self._woken.wait()
+        """The next body, or None when something may have been missed: on overflow, after a reconnect."""
+        await self._something()
         if self._lost:
             self._lost = False
             return None
         return self._bodies.popleft()
+
+    async def wait(self, *, timeout_s: float) -> bool:
+        """Whether anything was said, or missed, within `timeout_s`; takes all of it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._something()
+        except TimeoutError:
+            return False
+        self._lost = False
+        self._bodies.clear()
+        return True
 
     def drain(self) -> list[str]:
         """All that is left, without waiting."""
@@ -67,6 +76,11 @@ class Subscription:
         self._lost = True
         self._woken.set()
 
+    async def _something(self) -> None:
+        while not self._lost and not self._bodies:
+            self._woken.clear()
+            await self._woken.wait()
+
 
 class EventListener:
     """One connection that listens, for all subscribers of this process. Connects at the first subscription."""
@@ -76,11 +90,11 @@ class EventListener:
         self._subscriptions: defaultdict[tuple[str, str], set[Subscription]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def subscribe(self, channel: str, key: str) -> Iterator[Subscription]:
-        """Hear everything that is said about `key` from here on; its first `get` gives None at once.
+    @asynccontextmanager
+    async def subscribe(self, channel: str, key: str) -> AsyncIterator[Subscription]:
+        """Hear everything that is said about `key` from here on.
 
-        So: subscribe, then read the state from its table, then wait for the next `get`; nothing falls between.
+        Subscribe, then read the state from its table, then wait for what is said: nothing falls between.
         """
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="event listener")

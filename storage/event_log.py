@@ -8,7 +8,7 @@ don't fit into one; what a notification lost is in the table, so readers miss no
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -173,11 +173,11 @@ class EventReader:
 
     def __init__(self, database: Database, listener: EventListener) -> None:
         self._database = database
-        self._listener = listener
+        self.listener = listener
 
     async def follow(
         self, project_id: int, *, since: int = 0, types: Collection[str] | None = None, task_id: str | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """Every event after `since`, once, in order, then live; only those of `types` and `task_id` where given.
 
         Ends when the project is gone, after what was left of its log. Outlasts outages of Postgres. Holds no
@@ -185,7 +185,8 @@ class EventReader:
         """
         position = since
         wanted = _Filter(None if types is None else frozenset(types), task_id)
-        with self._listener.subscribe(EVENTS_CHANNEL, str(project_id)) as subscription:
+        async with self.listener.subscribe(EVENTS_CHANNEL, str(project_id)) as subscription:
+            subscription.mark_lost()  # begin with the table
             while True:
                 news = await self._next(project_id, position, wanted, subscription)
                 for event in news.events:

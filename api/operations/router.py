@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from api.auth.dependencies import CurrentUser, StreamUser
 from api.errors import problems
@@ -26,10 +26,10 @@ async def get_operation(operation_id: UUID, user: CurrentUser, services: Service
 
 
 @router.get("/{operation_id}/events", response_class=Response, responses=problems(401, 403, 404, 422))
-async def operation_events(operation_id: UUID, user: StreamUser, services: ServicesDep, request: Request) -> Response:
+async def operation_events(operation_id: UUID, user: StreamUser, services: ServicesDep) -> Response:
     """SSE: an `operation` event with the operation now, then at each change; the stream ends with the operation."""
     operation = await waiting.find(services, operation_id, user.user_id)
-    return event_stream(request, _changes(services, operation))
+    return event_stream(_changes(services, operation))
 
 
 async def _changes(services: Services, operation: OperationRecord) -> AsyncIterator[ServerSentEvent]:

@@ -1,0 +1,1 @@
+"""A project's event log, as a stream."""

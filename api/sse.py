@@ -1,0 +1,107 @@
+"""Server-sent events: one encoder for every stream. It says when it is quiet, and ends whole when the server does."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import anyio
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from workflows.contracts.errors import UnavailableError
+from workflows.contracts.events import Event
+
+__all__ = ["PING_S", "ServerSentEvent", "event_frame", "event_stream"]
+
+PING_S: Final = 15
+"""Seconds of silence after which a comment is sent, so that no proxy takes the stream for dead."""
+ACCESS_CHECK_S: Final = 10.0
+"""Seconds between two looks at whether the caller may still see the stream."""
+_GRACE_S: Final = 2.0
+_SEND_TIMEOUT_S: Final = 60.0
+_HEADERS: Final = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+AccessCheck = Callable[[], Awaitable[bool]]
+
+
+def event_frame(event: Event) -> ServerSentEvent:
+    """An event of the log as a frame: `id` its number, `event` its type, `data` the whole (no `task_id` if none)."""
+    return ServerSentEvent(id=str(event.seq), event=event.type, data=event.model_dump_json(exclude_none=True))
+
+
+def event_stream(frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck | None = None) -> EventSourceResponse:
+    """Answer with `frames` until they end, the client leaves, the server stops, or `allowed` says False.
+
+    `allowed` is asked every ten seconds. `frames` is closed whichever way it ends; a client that takes nothing for
+    a minute is cut off.
+    """
+    shutdown = anyio.Event()
+    return _Stream(
+        _until_the_end(frames, shutdown, allowed),
+        headers=_HEADERS,
+        ping=PING_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="ping"),
+        sep="\n",
+        send_timeout=_SEND_TIMEOUT_S,
+        shutdown_event=shutdown,
+        shutdown_grace_period=_GRACE_S,
+    )
+
+
+class _Stream(EventSourceResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(SendTimeoutError):  # the client's trouble, not an incident of ours
+            await super().__call__(scope, receive, send)
+
+
+class _Ending:
+    """Ends a stream from outside while it waits for its next frame: the body is complete then, and no frame is cut."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.turn: anyio.CancelScope | None = None
+
+    def end(self) -> None:
+        self.over = True
+        if self.turn is not None:
+            self.turn.cancel()
+
+
+async def _until_the_end(
+    frames: AsyncIterator[ServerSentEvent], shutdown: anyio.Event, allowed: AccessCheck | None
+) -> AsyncIterator[ServerSentEvent]:
+    ending = _Ending()
+    watching = asyncio.create_task(_watch(ending, shutdown, allowed), name="stream watcher")
+    try:
+        while True:
+            with anyio.CancelScope() as ending.turn:
+                try:
+                    frame = await anext(frames)
+                except StopAsyncIteration:
+                    return
+            if ending.over:
+                return
+            yield frame
+    finally:
+        watching.cancel()
+        if isinstance(frames, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await frames.aclose()
+
+
+async def _watch(ending: _Ending, shutdown: anyio.Event, allowed: AccessCheck | None) -> None:
+    try:
+        while not shutdown.is_set() and await _still_allowed(allowed):
+            with anyio.move_on_after(None if allowed is None else ACCESS_CHECK_S):
+                await shutdown.wait()
+    finally:
+        ending.end()
+
+
+async def _still_allowed(allowed: AccessCheck | None) -> bool:
+    try:
+        return allowed is None or await allowed()
+    except UnavailableError:
+        return True  # asked again at the next turn: an outage takes nobody's access away
