@@ -121,7 +121,7 @@ class DockerRuntime:
         self._firewall = Firewall(
             self._docker, pool=settings.network_pool, image=settings.image, allow=settings.egress_allow
         )
-        self._guest = Guest(self, root=PROJECT_FOLDER, terminals=_TERMINALS)
+        self._guest = Guest(self, root=lambda _: PROJECT_FOLDER, terminals=lambda _: _TERMINALS)
 
     @property
     def isolation(self) -> str:

@@ -12,6 +12,7 @@ from activities.runtimes.spec import (
     HOME_FOLDER,
     LAUNCHER,
     PROJECT_FOLDER,
+    Surroundings,
     launcher_arguments,
     server_environment,
     spec_hash,
@@ -66,7 +67,9 @@ def identity_labels(instance: str, ref: ProjectRef) -> dict[str, str]:
 def container_config(spec: DevServerSpec, settings: DockerContainerSettings) -> dict[str, Any]:
     """Body of the engine's `containers/create`. The owner's variables stand in `Env` and nowhere else."""
     network = network_name(settings.instance, spec.ref.user_id)
-    environment = server_environment(spec, host="0.0.0.0", port=spec.port, home=HOME_FOLDER, cache=CACHE_FOLDER)
+    environment = server_environment(
+        spec, Surroundings("0.0.0.0", spec.port, settings.preview_domain, HOME_FOLDER, CACHE_FOLDER)
+    )
     config: dict[str, Any] = {
         "Image": settings.image,
         "User": f"{settings.uid}:{settings.gid}",

@@ -8,7 +8,7 @@ has gone. So an argument list never holds anything of the call, and a caller tha
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import resources
 from typing import Any, Final, Protocol
@@ -22,7 +22,15 @@ OUTPUT_LIMIT: Final = 10 * 1024 * 1024
 """Bytes that the ledger keeps of a command's output."""
 
 _PACKAGE: Final = "activities.runtimes.inside"
-_MODULES: Final = ("processes", "runs", "commands", "terminals")
+_NEEDS: Final = {
+    "runs": ("processes", "runs"),
+    "commands": ("processes", "runs", "commands"),
+    "terminals": ("processes", "terminals"),
+    "agent": ("processes", "agent"),
+    "supervisor": ("processes", "supervisor"),
+}
+"""The modules that each program is made of, in the order of their imports."""
+
 _CALL_TIMEOUT_S: Final = 30.0
 _KILL_TIMEOUT_S: Final = 10.0
 _LATE_S: Final = 5.0
@@ -77,7 +85,9 @@ class ChannelOpener(Protocol):
 class Guest:
     """Commands, ledger and terminals over channels."""
 
-    def __init__(self, opener: ChannelOpener, *, root: str, terminals: str) -> None:
+    def __init__(
+        self, opener: ChannelOpener, *, root: Callable[[ProjectRef], str], terminals: Callable[[ProjectRef], str]
+    ) -> None:
         """`root`: the project's folder, `terminals`: a folder in memory, both as seen in the container."""
         self._opener = opener
         self._root = root
@@ -87,7 +97,7 @@ class Guest:
     async def exec(self, ref: ProjectRef, spec: ExecSpec) -> AsyncIterator[ExecOutput | ExecExit]:
         """See `Runtime.exec`."""
         token = secrets.token_hex(16)
-        arguments = self._run_arguments(spec, token)
+        arguments = self._run_arguments(ref, spec, token)
         deadline = asyncio.get_running_loop().time() + spec.timeout_s
         ended = False
         try:
@@ -109,9 +119,9 @@ class Guest:
 
     async def start_command(self, ref: ProjectRef, command_id: str, spec: ExecSpec) -> CommandStatus:
         """See `Runtime.start_command`."""
-        arguments = self._run_arguments(spec, _token(ref, command_id))
+        arguments = self._run_arguments(ref, spec, _token(ref, command_id))
         status = await self._ask(
-            ref, "commands", "start", self._entry(command_id) | arguments | {"output_limit": OUTPUT_LIMIT}
+            ref, "commands", "start", self._entry(ref, command_id) | arguments | {"output_limit": OUTPUT_LIMIT}
         )
         if status is None:
             raise RuntimeUnavailableError("The command could not be started.")
@@ -119,19 +129,19 @@ class Guest:
 
     async def command_status(self, ref: ProjectRef, command_id: str) -> CommandStatus | None:
         """See `Runtime.command_status`."""
-        status = await self._ask(ref, "commands", "status", self._entry(command_id))
+        status = await self._ask(ref, "commands", "status", self._entry(ref, command_id))
         return None if status is None else CommandStatus(command_id, **status)
 
     async def command_output(self, ref: ProjectRef, command_id: str, *, offset: int, limit: int) -> bytes:
         """See `Runtime.command_output`."""
-        arguments = self._entry(command_id) | {"offset": offset, "limit": limit}
+        arguments = self._entry(ref, command_id) | {"offset": offset, "limit": limit}
         return await self._read(ref, "commands", "output", arguments)
 
     async def follow_command(
         self, ref: ProjectRef, command_id: str, *, offset: int
     ) -> AsyncIterator[bytes | CommandStatus]:
         """See `Runtime.follow_command`."""
-        async with self._call(ref, "commands", "follow", self._entry(command_id) | {"offset": offset}) as channel:
+        async with self._call(ref, "commands", "follow", self._entry(ref, command_id) | {"offset": offset}) as channel:
             while (piece := await channel.read()) is not None:
                 if piece.stream == "stdout":
                     yield piece.data
@@ -142,7 +152,7 @@ class Guest:
 
     async def kill_command(self, ref: ProjectRef, command_id: str) -> None:
         """See `Runtime.kill_command`."""
-        arguments = self._entry(command_id) | {"token": _token(ref, command_id)}
+        arguments = self._entry(ref, command_id) | {"token": _token(ref, command_id)}
         await self._read(ref, "commands", "kill", arguments)
 
     @asynccontextmanager
@@ -151,10 +161,10 @@ class Guest:
     ) -> AsyncIterator[Channel]:
         """A channel joined to the session; see `activities/runtimes/terminals.py`."""
         arguments = {
-            "folder": self._terminals,
+            "folder": self._terminals(ref),
             "session": check_run_id(session),
             "token": f"terminal-{session}",
-            "cwd": self._root,
+            "cwd": self._root(ref),
             "cols": cols,
             "rows": rows,
             "limit": limit,
@@ -167,25 +177,25 @@ class Guest:
         """Wait for kills that outlived their callers."""
         await asyncio.gather(*self._kills, return_exceptions=True)
 
-    def _run_arguments(self, spec: ExecSpec, token: str) -> dict[str, Any]:
+    def _run_arguments(self, ref: ProjectRef, spec: ExecSpec, token: str) -> dict[str, Any]:
         check_environment(spec.environment)
         return {
             "token": token,
             "command": spec.command,
-            "cwd": project_path(spec.cwd, self._root),
+            "cwd": project_path(spec.cwd, self._root(ref)),
             "environment": dict(spec.environment),
             "timeout_s": spec.timeout_s,
         }
 
-    def _entry(self, command_id: str) -> dict[str, Any]:
-        return {"folder": f"{self._root}/{STUDIO_DIRECTORY}/commands", "id": check_run_id(command_id)}
+    def _entry(self, ref: ProjectRef, command_id: str) -> dict[str, Any]:
+        return {"folder": f"{self._root(ref)}/{STUDIO_DIRECTORY}/commands", "id": check_run_id(command_id)}
 
     @asynccontextmanager
     async def _call(
         self, ref: ProjectRef, program: str, function: str, arguments: Mapping[str, Any]
     ) -> AsyncIterator[Channel]:
         async with self._opener.open_channel(ref) as channel:
-            await channel.write(_message(program, function, arguments))
+            await channel.write(message(program, function, arguments))
             yield channel
 
     async def _read(self, ref: ProjectRef, program: str, function: str, arguments: Mapping[str, Any]) -> bytes:
@@ -245,11 +255,12 @@ async def _before(deadline: float, reading: Any) -> Any:  # noqa: ANN401 -- what
         return await reading
 
 
-def _message(program: str, function: str, arguments: Mapping[str, Any]) -> bytes:
+def message(program: str, function: str, arguments: Mapping[str, Any]) -> bytes:
+    """What a program of ours is told over standard input: its text and its arguments."""
     call = json.dumps(
         {
             "package": _PACKAGE,
-            "modules": _SOURCES,
+            "modules": [(name, _SOURCES[name]) for name in _NEEDS[program]],
             "program": program,
             "function": function,
             "arguments": dict(arguments),
@@ -267,6 +278,7 @@ def _last_line(text: bytearray) -> str:
     return lines[-1] if lines else ""
 
 
-_SOURCES: Final = [
-    (name, resources.files(_PACKAGE).joinpath(f"{name}.py").read_text(encoding="utf-8")) for name in _MODULES
-]
+_SOURCES: Final = {
+    name: resources.files(_PACKAGE).joinpath(f"{name}.py").read_text(encoding="utf-8")
+    for name in ("processes", *_NEEDS)
+}

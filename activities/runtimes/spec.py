@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 
 from activities.errors import SpecInvalidError
 from activities.ports import DevServerSpec
+from workflows.contracts.names import preview_host
 
 WORKSPACE = "/workspace"
 PROJECT_FOLDER = "/workspace/app"
@@ -52,18 +53,30 @@ def spec_hash(spec: DevServerSpec) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def server_environment(spec: DevServerSpec, *, host: str, port: int, home: str, cache: str) -> dict[str, str]:
-    """The owner's variables, and over them ours: where to listen, and where what is not the project's may be kept."""
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a server listens, what it is called from outside, and where what isn't the project's may be kept."""
+
+    host: str
+    port: int
+    preview_domain: str
+    home: str
+    cache: str
+
+
+def server_environment(spec: DevServerSpec, around: Surroundings) -> dict[str, str]:
+    """The owner's variables, and over them ours."""
     return {
         "npm_config_fund": "false",
         "npm_config_update_notifier": "false",
         **spec.environment,
-        "PORT": str(port),
-        "HOST": host,
-        "HOME": home,
-        "npm_config_cache": f"{cache}/npm",
-        "PIP_CACHE_DIR": f"{cache}/pip",
-        "UV_CACHE_DIR": f"{cache}/uv",
+        "PORT": str(around.port),
+        "HOST": around.host,
+        "HOME": around.home,
+        "STUDIO_PREVIEW_HOST": preview_host(spec.ref, around.preview_domain),
+        "npm_config_cache": f"{around.cache}/npm",
+        "PIP_CACHE_DIR": f"{around.cache}/pip",
+        "UV_CACHE_DIR": f"{around.cache}/uv",
     }
 
 

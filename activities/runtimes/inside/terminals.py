@@ -83,6 +83,7 @@ def _alone(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # not by closing alone: a host that was forked meanwhile has it too
         os.close(descriptor)
 
 
