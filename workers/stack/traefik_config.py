@@ -72,7 +72,7 @@ def static_config(
 def dynamic_config(*, preview_domain: str, api_url: str, gate_key: str) -> dict[str, Any]:
     """Middlewares `preview-auth` and `preview-errors`, and the route of every preview whose server doesn't run.
 
-    `api_url`: the API as Traefik reaches it. `gate_key`: what it shows there (`api.preview.credentials.gate_key`):
+    `api_url`: the API as Traefik reaches it. `gate_key`: what it shows there (`api.preview.gate_key`):
     keep the file private.
     """
     domain = preview_domain.replace(".", r"\.")
