@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import IO, BinaryIO
 
 from activities.files.beneath import parse_path
-from activities.files.trees import NODE_MODULES
+from activities.files.trees import NODE_MODULES, leads_out
 from workflows.contracts.errors import BadPathError, InvalidError
 from workflows.contracts.names import STUDIO_DIRECTORY
 
@@ -230,16 +230,9 @@ def _member_path(name: str) -> str | None:
 
 def _link(path: str, text: str) -> str:
     """The link's text, when following it by its letters stays inside."""
-    depth = path.count("/")
-    if not text or text.startswith("/") or "\0" in text or len(text.encode(errors="replace")) >= _MAX_LINK:
+    too_long = "\0" in text or len(text.encode(errors="replace")) >= _MAX_LINK
+    if too_long or leads_out(text, path.count("/")):
         raise bad_archive(f"the link {path!r} leads out of it")
-    for part in text.split("/"):
-        if part == "..":
-            depth -= 1
-        elif part not in {"", "."}:
-            depth += 1
-        if depth < 0:
-            raise bad_archive(f"the link {path!r} leads out of it")
     return text
 
 

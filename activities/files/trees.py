@@ -226,6 +226,26 @@ def _statuses(descriptor: int) -> Iterator[tuple[str, os.stat_result]]:
                 yield entry.name, entry.stat(follow_symlinks=False)
 
 
+def leads_out(text: str, depth: int) -> bool:
+    """Whether a link's text, read in a folder `depth` levels below the root, leads above the root."""
+    if not text or text.startswith("/"):
+        return True
+    for part in text.split("/"):
+        if part == "..":
+            depth -= 1
+        elif part not in {"", "."}:
+            depth += 1
+        if depth < 0:
+            return True
+    return False
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it; gone already is success. Its parent is ours alone."""
+    with suppress(FileNotFoundError), _opened(os.open(folder.parent, DIRECTORY)) as parent:
+        remove_tree(parent, folder.name)
+
+
 @contextmanager
 def _opened(descriptor: int) -> Iterator[int]:
     try:
