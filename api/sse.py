@@ -6,14 +6,13 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
+from sse_starlette import ServerSentEvent as BaseFrame
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.events import Event
-
-__all__ = ["PING_S", "ServerSentEvent", "event_frame", "event_stream"]
 
 PING_S: Final = 15
 """Seconds of silence after which a comment is sent, so that no proxy takes the stream for dead."""
@@ -22,6 +21,24 @@ ACCESS_CHECK_S: Final = 10.0
 _GRACE_S: Final = 2.0
 _SEND_TIMEOUT_S: Final = 60.0
 _HEADERS: Final = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+class ServerSentEvent(BaseFrame):
+    """A frame: `event` its type, `id` what a reconnect sends back, `data` its text; or only a comment.
+
+    Lines end with a single newline, which simple clients split at.
+    """
+
+    def __init__(
+        self,
+        data: str | None = None,
+        *,
+        event: str | None = None,
+        id: str | None = None,  # noqa: A002 -- the field's name in the format
+        comment: str | None = None,
+    ) -> None:
+        super().__init__(data, event=event, id=id, comment=comment, sep="\n")
+
 
 AccessCheck = Callable[[], Awaitable[bool]]
 
@@ -43,7 +60,6 @@ def event_stream(frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck
         headers=_HEADERS,
         ping=PING_S,
         ping_message_factory=lambda: ServerSentEvent(comment="ping"),
-        sep="\n",
         send_timeout=_SEND_TIMEOUT_S,
         shutdown_event=shutdown,
         shutdown_grace_period=_GRACE_S,
