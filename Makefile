@@ -3,7 +3,7 @@ UV := .venv/bin/uv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: up down image test check bench format
+.PHONY: up down image test test-chaos test-slow check format bench
 
 $(UV):
 	$(PYTHON) -m venv .venv
@@ -14,15 +14,16 @@ $(UV):
 	$(UV) sync --frozen --inexact --quiet
 	@touch $@
 
+# `make up API_PORT=8001 DATA_DIR=/var/lib/studio`: a variable of the command line reaches the stack.
 up: .venv/.synced
 	@exec $(BIN)/python -m workers.stack up
 
 down: .venv/.synced
 	@$(BIN)/python -m workers.stack down
 
-# The dev servers' image; made only when its inputs have changed.
+# The dev-server image; `make up` makes it when it is missing, this also when its inputs have changed.
 image: .venv/.synced
-	@docker/devserver/build
+	docker/devserver/build
 
 check: .venv/.synced
 	$(BIN)/ruff format --check .
@@ -36,6 +37,13 @@ format: .venv/.synced
 
 test: .venv/.synced
 	$(BIN)/pytest
+
+# Parts of `make test` on their own: those that kill processes, and those that take longer than ten seconds.
+test-chaos: .venv/.synced
+	$(BIN)/pytest -m chaos
+
+test-slow: .venv/.synced
+	$(BIN)/pytest -m slow
 
 bench: .venv/.synced
 	$(BIN)/python -m bench

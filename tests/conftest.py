@@ -8,6 +8,7 @@ import pytest
 
 from storage.engine import Database
 from storage.migrate import migrate
+from tests.needs import pytest_runtest_setup  # noqa: F401 -- pytest finds its hooks here
 from tests.postgres import PostgresServer
 
 TEMPLATE = "studio_template"

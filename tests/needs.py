@@ -1,0 +1,48 @@
+"""What a test needs of the machine, by its marker. Missing: the test is skipped and says so; where STUDIO_REQUIRE
+names the need (`docker,browser`), it fails instead, so that nothing is left out in silence.
+"""
+
+import os
+import shutil
+from functools import cache
+
+import pytest
+from docker.errors import DockerException
+
+import docker
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@cache
+def missing_docker() -> str | None:
+    try:
+        client = docker.from_env(timeout=5)
+    except DockerException as error:
+        return f"no Docker engine answers: {error}"
+    try:
+        client.ping()
+    except DockerException as error:
+        return f"no Docker engine answers: {error}"
+    else:
+        return None
+    finally:
+        client.close()
+
+
+@cache
+def missing_browser() -> str | None:
+    return None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} is installed"
+
+
+NEEDS = {"docker": missing_docker, "browser": missing_browser}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    required = os.environ.get("STUDIO_REQUIRE", "").split(",")
+    for need, missing in NEEDS.items():
+        reason = missing() if item.get_closest_marker(need) else None
+        if reason is not None and need in required:
+            pytest.fail(f"STUDIO_REQUIRE names {need}, but {reason}", pytrace=False)
+        if reason is not None:
+            pytest.skip(reason)
