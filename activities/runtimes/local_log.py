@@ -13,7 +13,7 @@ _POLL_S: Final = 0.1
 async def read_log(folder: Path, *, tail: int, follow: bool, alive: Callable[[], bool]) -> AsyncIterator[bytes]:
     """The last `tail` lines (at most 1 MiB); with `follow`, what comes until it isn't alive any more."""
     try:
-        file = (folder / "log").open("rb")
+        file: BinaryIO = (folder / "log").open("rb")
     except FileNotFoundError:
         return
     try:

@@ -75,19 +75,26 @@ def bwrap_arguments(places: Places) -> list[str]:
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             arguments += ["--ro-bind", str(path), str(path)]
+    arguments += ["--perms", "0755", "--dir", "/etc"]
     for path in (Path("/etc") / name for name in _ETC):
         if path.exists():
             arguments += ["--ro-bind", str(path.resolve()), str(path)]
     for path in _interpreters():
-        arguments += ["--ro-bind", str(path), str(path)]
-    size = ["--size", str(_TEMPORARY_BYTES), "--perms"]
-    arguments += [*size, "1777", "--tmpfs", "/tmp", *size, "1777", "--tmpfs", HOME_FOLDER]  # noqa: S108 -- the sandbox's
-    arguments += ["--perms", "0755", "--dir", WORKSPACE]
+        arguments += [*_passable(path), "--ro-bind", str(path), str(path)]
+    in_memory = ["--size", str(_TEMPORARY_BYTES), "--perms", "1777", "--tmpfs"]
+    arguments += [*in_memory, "/tmp", *_passable(Path(HOME_FOLDER)), *in_memory, HOME_FOLDER]  # noqa: S108 -- its own
+    arguments += [*_passable(Path(PROJECT_FOLDER)), *_passable(Path(BOX))]
     if places.toolchain is not None and places.toolchain.is_dir():
         for entry in sorted(places.toolchain.iterdir()):
             arguments += ["--ro-bind", str(entry), f"{WORKSPACE}/{entry.name}"]
     arguments += ["--bind", str(places.project), PROJECT_FOLDER, "--bind", str(places.cache), CACHE_FOLDER]
     return [*arguments, "--bind", str(places.box), BOX, "--chdir", PROJECT_FOLDER, "--"]
+
+
+def _passable(path: Path) -> list[str]:
+    """Options that make the folders above a mount, which bubblewrap would keep for its own user."""
+    above = [parent for parent in reversed(path.parents) if parent != Path("/")]
+    return [word for parent in above for word in ("--perms", "0755", "--dir", str(parent))]
 
 
 def _interpreters() -> list[Path]:

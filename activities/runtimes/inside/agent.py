@@ -26,7 +26,7 @@ _STREAMS = 3
 
 
 def main(arguments: Mapping[str, Any]) -> int:
-    """`{uid, gid, open_files, processes, box, folder, command, environment}`: serve until the server's end; its exit code."""
+    """`{uid, gid, open_files, processes, box, folder, command, environment}`: serve; its exit code."""
     _lower(arguments)
     environment = dict(arguments["environment"])
     # Bound by a short name (a socket's address has 108 bytes) and renamed: who finds it can connect.
