@@ -57,7 +57,7 @@ class RunningStack:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        self.lines.extend(iter(self._process.stdout.readline, ""))
+        self.lines.extend(self._process.stdout)
 
     @property
     def output(self) -> str:
@@ -93,6 +93,8 @@ class RunningStack:
     def wait_end(self, timeout_s: float = 60.0) -> int:
         code = self._process.wait(timeout_s)
         self._reader.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         return code
 
     def stop(self) -> int:
