@@ -10,7 +10,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.projects import ProjectActivities, ProjectInput
 
 
-@workflow.defn(name="DeleteProject", failure_exception_types=[Exception])
+@workflow.defn(name="DeleteProject", failure_exception_types=policies.PROGRAMMING_ERRORS)
 class DeleteProject:
     """Remove all of a project. The row says `deleting` before this starts, so nothing new begins meanwhile.
 

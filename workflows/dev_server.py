@@ -35,6 +35,8 @@ _PINNED_LOOK = timedelta(minutes=5)
 """How often a server whose lease has no end is looked at: a lease that was given back is noticed this late."""
 _PROVISION_LOOK = timedelta(seconds=30)
 """How often a start looks at a provision by itself, should its signal be lost."""
+_WATCH_END = timedelta(seconds=10)
+"""A worker that died with the watch is noticed within its heartbeat timeout; longer isn't worth waiting for."""
 _KILLED_FOR_MEMORY = "It was killed because it used more memory than its limit."
 
 
@@ -49,8 +51,7 @@ def _history_is_long() -> bool:
     return workflow.info().is_continue_as_new_suggested()
 
 
-# A fault in this code fails the run rather than hanging it: Reconcile begins a new one, which adopts the container.
-@workflow.defn(name="DevServer", failure_exception_types=[Exception])
+@workflow.defn(name="DevServer", failure_exception_types=policies.PROGRAMMING_ERRORS)
 class DevServer:
     """One project's dev server, from its first start until it is stopped, fails, or its project is deleted."""
 
@@ -63,6 +64,7 @@ class DevServer:
         self._retiring = False
         self._retired = False
         self._settled = False
+        self._exit_watch: asyncio.Task[ServerExit] | None = None
         self._bounds = policies.StartBounds(server.start_timeout_s)
         self._state = DevServerState.RUNNING if server.running else DevServerState.STARTING
 
@@ -108,6 +110,7 @@ class DevServer:
         if self._retiring or self._command is None:
             self._running = False
             await self._do(DevServerActivities.retire_dev_server, "remove container", policies.COMPENSATION)
+            await self._end_watch()
             self._retired = True
             return _Next.END
         command = self._command
@@ -115,8 +118,7 @@ class DevServer:
         if command.action == DevServerAction.STOP:
             return await self._stop(reason=None)
         if command.action == DevServerAction.RESTART and self._running:
-            await self._do(DevServerActivities.stop_dev_server, "stop for a restart", policies.STOP)
-            self._running = False
+            await self._bring_down("stop for a restart")
         if self._running:
             await self._record(DevServerState.RUNNING)
             return _Next.WATCH
@@ -130,7 +132,7 @@ class DevServer:
         await workflow.wait_condition(lambda: starting.done() or self._start_is_pointless())
         if not starting.done():
             starting.cancel()
-            await workflow.wait([starting])
+            await asyncio.gather(starting, return_exceptions=True)
             return _Next.END
         return starting.result()
 
@@ -186,28 +188,39 @@ class DevServer:
 
     async def _watch(self) -> _Next:
         """Until a command comes, the server ends by itself, nobody needs it, or history has grown long."""
-        exit_watch = asyncio.create_task(self._server_exit())
+        if self._exit_watch is None:
+            self._exit_watch = asyncio.create_task(
+                self._do(DevServerActivities.watch_dev_server, "watch", policies.WATCH)
+            )
+        exit_watch = self._exit_watch
         idle_watch = asyncio.create_task(self._until_idle())
         try:
             await workflow.wait_condition(
                 lambda: exit_watch.done() or idle_watch.done() or not self._up_to_date() or _history_is_long()
             )
-            exited, idle = exit_watch.done(), idle_watch.done()
+            idle = idle_watch.done()
         finally:
-            exit_watch.cancel()
             idle_watch.cancel()
-            await workflow.wait([exit_watch, idle_watch])
+            await asyncio.gather(idle_watch, return_exceptions=True)
         if not self._up_to_date():
             return _Next.WATCH
-        if exited:
+        if exit_watch.done():
+            self._exit_watch = None
             return await self._ended_by_itself(exit_watch.result())
         if not idle:
             workflow.continue_as_new(self._server.model_copy(update={"command": self._command, "running": True}))
         idle_watch.result()
         return await self._sleep_idle()
 
-    async def _server_exit(self) -> ServerExit:
-        return await self._do(DevServerActivities.watch_dev_server, "watch", policies.WATCH)
+    async def _end_watch(self) -> None:
+        """The container has just been stopped, so the watch ends by itself; one that doesn't is called off."""
+        if self._exit_watch is None:
+            return
+        exit_watch, self._exit_watch = self._exit_watch, None
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(exit_watch.done, timeout=_WATCH_END)
+        exit_watch.cancel()
+        await asyncio.gather(exit_watch, return_exceptions=True)
 
     async def _until_idle(self) -> None:
         """Return when no lease is held, after a warning and its grace."""
@@ -243,11 +256,15 @@ class DevServer:
     # --- ending ---
 
     async def _stop(self, reason: str | None) -> _Next:
-        self._running = False
         self._state = DevServerState.STOPPING
-        await self._do(DevServerActivities.stop_dev_server, "stop container", policies.STOP)
+        await self._bring_down("stop container")
         await self._record(DevServerState.STOPPED, reason=reason)
         return _Next.END
+
+    async def _bring_down(self, summary: str) -> None:
+        self._running = False
+        await self._do(DevServerActivities.stop_dev_server, summary, policies.STOP)
+        await self._end_watch()
 
     async def _ended_by_itself(self, ended: ServerExit) -> _Next:
         self._running = False

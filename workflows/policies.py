@@ -6,6 +6,7 @@ long a cause that may pass is waited for.
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType, ActivityConfig
@@ -15,6 +16,11 @@ STICKY_TIMEOUT = timedelta(seconds=2)
 
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """Cancellation reaches an activity with its heartbeat: at the default throttle a stop would take 25 s."""
+
+PROGRAMMING_ERRORS: Final = [ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError]
+"""A fault in workflow code fails its run rather than hanging it for ever: the rows stand, and Reconcile begins a new
+run. A history that today's code doesn't follow is not among them: it waits for the code that does.
+"""
 
 _HEARTBEAT = timedelta(seconds=6)
 """Three throttled heartbeats: a dead worker's activity is tried elsewhere after this long."""

@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.failures import cause_of
 
 
-@workflow.defn(name="ProvisionProject", failure_exception_types=[Exception])
+@workflow.defn(name="ProvisionProject", failure_exception_types=policies.PROGRAMMING_ERRORS)
 class ProvisionProject:
     """Bring the project's files into being and say so.
 

@@ -8,7 +8,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.reconcile import ReconcileActivities, ReconcileInput, ReconcileReport
 
 
-@workflow.defn(name="Reconcile", failure_exception_types=[Exception])
+@workflow.defn(name="Reconcile", failure_exception_types=policies.PROGRAMMING_ERRORS)
 class Reconcile:
     """One pass. What it can't mend now, the schedule's next pass tries again."""
 

@@ -6,7 +6,7 @@ first. Raises `temporalio.service.RPCError` when the server doesn't answer withi
 
 from datetime import timedelta
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.common import (
     SearchAttributeKey,
     SearchAttributePair,
@@ -58,15 +58,13 @@ async def _start_project_workflow(client: Client, name: str, workflow_id: str, p
     )
 
 
-async def command_dev_server(
-    client: Client, server: DevServerInput, command: DevServerCommand
-) -> WorkflowHandle[object, object]:
+async def command_dev_server(client: Client, server: DevServerInput, command: DevServerCommand) -> None:
     """Hand the command to the project's `DevServer`, starting it when it doesn't live.
 
     A signal-with-start, not an update: Temporal accepts it durably while no worker is there, so a start during a
     worker's death is kept, not refused.
     """
-    return await client.start_workflow(
+    await client.start_workflow(
         "DevServer",
         server,
         id=dev_server_id(server.project_id),

@@ -1,0 +1,36 @@
+"""Two real Temporal servers: the dev server for all that isn't a timer, and the one that skips time for timers.
+
+The time-skipping server mishandles the cancellation of an activity that ends at the same moment, so only what needs
+its clock runs on it.
+"""
+
+import shutil
+from collections.abc import AsyncIterator
+
+import pytest
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+
+def binary(name: str) -> str:
+    found = shutil.which(name, path=".venv/bin") or shutil.which(name)
+    assert found, f"{name} is a dependency: run `uv sync`"
+    return found
+
+
+@pytest.fixture
+async def skipping() -> AsyncIterator[WorkflowEnvironment]:
+    async with await WorkflowEnvironment.start_time_skipping(
+        data_converter=pydantic_data_converter, test_server_existing_path=binary("temporal-test-server")
+    ) as environment:
+        yield environment
+
+
+@pytest.fixture
+async def temporal() -> AsyncIterator[WorkflowEnvironment]:
+    async with await WorkflowEnvironment.start_local(
+        data_converter=pydantic_data_converter,
+        dev_server_existing_path=binary("temporal"),
+        dev_server_log_level="error",
+    ) as environment:
+        yield environment

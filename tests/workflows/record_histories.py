@@ -1,0 +1,82 @@
+"""Record the histories that `test_replay.py` replays: `python -m tests.workflows.record_histories`.
+
+Run once per release of a workflow that changes it; the earlier files stay for as long as runs of them may live.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from tests.workflows import worlds
+from tests.workflows.conftest import binary
+from tests.workflows.test_dev_server import RESTART, START, STOP, Server
+from tests.workflows.test_project import PROJECT
+from workflows.contracts.dev_servers import DevServerState
+from workflows.delete_project import DeleteProject
+from workflows.provision_project import ProvisionProject
+
+HISTORIES = Path(__file__).parent / "histories"
+
+
+async def _save(handle: WorkflowHandle[Any, Any], release: str, name: str) -> None:
+    history = await handle.fetch_history()
+    await asyncio.to_thread((HISTORIES / f"{name}-{release}.json").write_text, history.to_json() + "\n")
+
+
+async def _dev_server(environment: WorkflowEnvironment, release: str) -> None:
+    world = worlds.DevServerWorld()
+    async with worlds.worker(environment.client, "recorded", world):
+        server = Server(environment, world, "recorded")
+        await server.command(1, START)
+        await server.until_state(DevServerState.RUNNING)
+        await server.command(2, START)
+        await server.until(lambda: world.changes[-1].step.generation == 2)
+        await server.command(3, RESTART)
+        await server.until(lambda: world.changes[-1].step.generation == 3)
+        await server.command(4, STOP)
+        await server.ended()
+        await _save(server.handle, release, "dev_server")
+
+
+async def _dev_server_stopped_in_launch(environment: WorkflowEnvironment, release: str) -> None:
+    world = worlds.SlowLaunch()
+    async with worlds.worker(environment.client, "recorded-slow", world):
+        server = Server(environment, world, "recorded-slow")
+        await server.command(1, START)
+        await server.until(lambda: "launch 1" in world.notes)
+        await server.command(2, STOP)
+        await server.ended()
+        await _save(server.handle, release, "dev_server_stopped_in_launch")
+
+
+async def _projects(environment: WorkflowEnvironment, release: str) -> None:
+    client = environment.client
+    for world, name in ((worlds.ProjectWorld(), "provision"), (worlds.RefusedSource(), "provision_failed")):
+        async with worlds.worker(client, name, world):
+            handle = await client.start_workflow(ProvisionProject.run, PROJECT, id=name, task_queue=name)
+            await handle.result()
+            await _save(handle, release, name)
+    async with worlds.worker(client, "delete", worlds.StubbornFolder()):
+        deletion = await client.start_workflow(DeleteProject.run, PROJECT, id="delete", task_queue="delete")
+        await deletion.result()
+        await _save(deletion, release, "delete")
+
+
+async def main(release: str) -> None:
+    """Play each story once, on a real server, and keep what it wrote down."""
+    HISTORIES.mkdir(exist_ok=True)
+    async with await WorkflowEnvironment.start_local(
+        data_converter=pydantic_data_converter, dev_server_existing_path=binary("temporal")
+    ) as environment:
+        await _dev_server(environment, release)
+        await _dev_server_stopped_in_launch(environment, release)
+        await _projects(environment, release)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

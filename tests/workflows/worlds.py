@@ -1,0 +1,242 @@
+"""Small worlds for workflows to act in: each effect is noted, and each class misbehaves in the way of its name."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from activities.working import working
+from workers.worker import WORKFLOWS, activities_of, workflow_runner
+from workflows.contracts.dev_servers import (
+    PROVISIONING,
+    DevServerActivities,
+    DevServerStep,
+    IdleVerdict,
+    ServerExit,
+    StateChange,
+)
+from workflows.contracts.projects import ProjectActivities, ProjectInput, ProvisionFailure
+
+
+def worker(client: Client, queue: str, world: object, *, cached: int = 100) -> Worker:
+    """Today's workflows, in the sandbox that production runs them in, over a world's activities."""
+    return Worker(
+        client,
+        task_queue=queue,
+        workflows=WORKFLOWS,
+        activities=activities_of(world),
+        workflow_runner=workflow_runner(),
+        max_cached_workflows=cached,
+        max_heartbeat_throttle_interval=timedelta(milliseconds=200),
+        default_heartbeat_throttle_interval=timedelta(milliseconds=200),
+    )
+
+
+class DevServerWorld(DevServerActivities):
+    """One container that starts at once and runs until it is told or made to end. `notes`: what happened, in order.
+
+    `newest`: the row's generation; a record of an older one is refused, as the database does.
+    `leases_until`: when the last lease ends, by the clock that skips.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.changes: list[StateChange] = []
+        self.newest = 0
+        self.running = False
+        self.exit: asyncio.Future[ServerExit] = asyncio.get_running_loop().create_future()
+        self.leases_until: datetime | None = None
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @property
+    def states(self) -> list[str]:
+        return [change.state for change in self.changes]
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append(f"launch {step.generation}")
+        assert not self.running, "a second container"
+        self.running = True
+        self.exit = asyncio.get_running_loop().create_future()
+
+    @activity.defn(name="probe_dev_server")
+    async def probe_dev_server(self, step: DevServerStep) -> ServerExit | None:
+        self.notes.append("probe")
+        return None
+
+    @activity.defn(name="watch_dev_server")
+    async def watch_dev_server(self, step: DevServerStep) -> ServerExit:
+        async with working():
+            return await asyncio.shield(self.exit)
+
+    @activity.defn(name="stop_dev_server")
+    async def stop_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append("stop")
+        self._end(ServerExit(exit_code=143))
+
+    @activity.defn(name="retire_dev_server")
+    async def retire_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append("retire")
+        self._end(ServerExit(exit_code=None))
+
+    def _end(self, ended: ServerExit) -> None:
+        self.running = False
+        if not self.exit.done():
+            self.exit.set_result(ended)
+
+    @activity.defn(name="record_dev_server")
+    async def record_dev_server(self, change: StateChange) -> bool:
+        if change.step.generation < self.newest:
+            return False
+        self.changes.append(change)
+        self.notes.append(change.state)
+        return True
+
+    @activity.defn(name="read_idleness")
+    async def read_idleness(self, step: DevServerStep) -> IdleVerdict:
+        now = self.now()
+        return IdleVerdict(now=now, expires_at=self.leases_until or now + timedelta(days=365), pinned=False)
+
+
+class UnwatchedServer(DevServerWorld):
+    """Its watch is between two attempts all the time: the server that skips time doesn't while an activity runs."""
+
+    @activity.defn(name="watch_dev_server")
+    async def watch_dev_server(self, step: DevServerStep) -> ServerExit:
+        raise ApplicationError("later", next_retry_delay=timedelta(days=30))
+
+
+class SilentServer(DevServerWorld):
+    """The process lives, and never answers over HTTP."""
+
+    @activity.defn(name="probe_dev_server")
+    async def probe_dev_server(self, step: DevServerStep) -> ServerExit | None:
+        self.notes.append("probe")
+        async with working():
+            await asyncio.get_running_loop().create_future()
+        return None
+
+
+class CrashingServer(DevServerWorld):
+    """The process ends with code 3 before it answers."""
+
+    @activity.defn(name="probe_dev_server")
+    async def probe_dev_server(self, step: DevServerStep) -> ServerExit | None:
+        self._end(ServerExit(exit_code=3))
+        return ServerExit(exit_code=3)
+
+
+class SlowLaunch(DevServerWorld):
+    """A launch takes until it is cancelled."""
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append(f"launch {step.generation}")
+        try:
+            async with working():
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self.notes.append("launch ended")
+
+
+class MissingImage(DevServerWorld):
+    """The image isn't there: a cause that doesn't pass by itself."""
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append(f"launch {step.generation}")
+        raise ApplicationError("The image is missing.", type="image_missing", non_retryable=True)
+
+
+class FlakyEngine(DevServerWorld):
+    """The engine is away for the first three launches."""
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        if activity.info().attempt <= 3:
+            raise ApplicationError("The engine is away.", type="runtime_unavailable")
+        await super().launch_dev_server(step)
+
+
+class UnfinishedProject(DevServerWorld):
+    """The project has no files until `provisioned` is set."""
+
+    provisioned = False
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        if not self.provisioned:
+            self.notes.append("too early")
+            raise ApplicationError("Not yet.", type=PROVISIONING, non_retryable=True)
+        await super().launch_dev_server(step)
+
+
+class ProjectWorld(ProjectActivities):
+    """Everything succeeds at once. `notes`: what happened, in order."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @activity.defn(name="create_project_files")
+    async def create_project_files(self, project: ProjectInput) -> None:
+        self.notes.append("create files")
+
+    @activity.defn(name="finish_provision")
+    async def finish_provision(self, project: ProjectInput) -> None:
+        self.notes.append("ready")
+
+    @activity.defn(name="fail_provision")
+    async def fail_provision(self, failure: ProvisionFailure) -> None:
+        self.notes.append(f"failed: {failure.code}: {failure.detail}")
+
+    @activity.defn(name="await_workflows_closed")
+    async def await_workflows_closed(self, project: ProjectInput) -> None:
+        self.notes.append("others closed")
+
+    @activity.defn(name="remove_project_container")
+    async def remove_project_container(self, project: ProjectInput) -> None:
+        self.notes.append("container removed")
+
+    @activity.defn(name="remove_project_files")
+    async def remove_project_files(self, project: ProjectInput) -> None:
+        self.notes.append("files removed")
+
+    @activity.defn(name="remove_project_rows")
+    async def remove_project_rows(self, project: ProjectInput) -> None:
+        self.notes.append("rows removed")
+
+
+class SlowSource(ProjectWorld):
+    """The files take until they are called off."""
+
+    @activity.defn(name="create_project_files")
+    async def create_project_files(self, project: ProjectInput) -> None:
+        self.notes.append("create files")
+        try:
+            async with working():
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self.notes.append("called off")
+
+
+class RefusedSource(ProjectWorld):
+    """The source can't be had."""
+
+    @activity.defn(name="create_project_files")
+    async def create_project_files(self, project: ProjectInput) -> None:
+        raise ApplicationError("There is no such repository.", type="git_failed", non_retryable=True)
+
+
+class StubbornFolder(ProjectWorld):
+    """The files can't be removed at the first three tries."""
+
+    @activity.defn(name="remove_project_files")
+    async def remove_project_files(self, project: ProjectInput) -> None:
+        if activity.info().attempt <= 3:
+            self.notes.append("files in use")
+            raise OSError("busy")
+        await super().remove_project_files(project)
