@@ -23,13 +23,13 @@
       if (index === now) item.dataset.now = '';
       return item;
     }));
-    part('action').replaceChildren(...(state.can_retry ? [retryButton()] : []));
+    part('action').replaceChildren(...(state.can_retry ? [startButton(state.tone === 'calm' ? 'Start' : 'Start again')] : []));
   }
 
-  function retryButton() {
+  function startButton(label) {
     const button = document.createElement('button');
     button.type = 'button';
-    button.textContent = 'Start again';
+    button.textContent = label;
     button.addEventListener('click', () => { button.disabled = true; ask(RETRY_TYPE); });
     return button;
   }

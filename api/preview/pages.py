@@ -38,7 +38,9 @@ def waiting_page(config: ApiConfig, state: Mapping[str, Any]) -> HTMLResponse:
 
 def closed_page(config: ApiConfig, status: int, title: str, text: str) -> HTMLResponse:
     """A page for whom the preview stays closed, with the way to the studio."""
-    action = f'<a class="button" href="{html.escape(config.public_url)}">Open the studio</a>'
+    action = (
+        f'<a class="button" target="_blank" rel="noopener" href="{html.escape(config.public_url)}">Open the studio</a>'
+    )
     return _page(config, status, {"tone": "closed", "title": title, "text": text}, None, action)
 
 

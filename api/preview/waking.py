@@ -125,8 +125,7 @@ def _state(
 
 
 def _as_state(state: dict[str, Any]) -> Response:
-    headers = {"cache-control": "no-store", "retry-after": "2"}
-    return JSONResponse(state, 503, headers=headers, media_type=STATE_TYPE)
+    return JSONResponse(state, headers={"cache-control": "no-store"}, media_type=STATE_TYPE)
 
 
 def as_problem(error: StudioError) -> Response:

@@ -44,7 +44,7 @@ async def test_a_navigation_wakes_the_project_once_and_shows_how_it_goes(awake: 
     project = await awake.new_project()
     cookie = await awake.cookies(project)
     state = await awake.get(project, Cookie=cookie, Accept=STATE_TYPE)
-    assert (state.status_code, state.json()["title"]) == (503, "Not running")
+    assert (state.status_code, state.json()["title"]) == (200, "Not running")
     assert (await _server(awake, project)).generation == 0  # asking isn't waking
 
     page = await awake.get(project, "/deep/link?x=1", Cookie=cookie, Accept=HTML)
