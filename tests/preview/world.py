@@ -76,9 +76,15 @@ class House:
             headers = {"Authorization": f"Bearer {await self.bearer(project.user_id)}"}
             answer = await client.post(f"/api/projects/{project.id}/preview-token", headers=headers)
         assert answer.status_code == 200, answer.text
-        assert answer.json()["expires_in"] == 900
-        assert answer.json()["url"].startswith(f"http://{self.host(project)}/?token=")
-        return str(answer.json()["token"])
+        issued = answer.json()
+        host = preview_host(project.ref, DOMAIN)
+        shown = self.services.config.preview_port
+        assert issued == {
+            "token": issued["token"],
+            "url": f"http://{host}:{shown}/?token={issued['token']}",
+            "expires_in": 900,
+        }
+        return str(issued["token"])
 
     def host(self, project: ProjectRecord) -> str:
         return f"{preview_host(project.ref, DOMAIN)}:{self.port}"
