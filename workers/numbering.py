@@ -7,7 +7,7 @@ from storage.engine import Database
 _BEGIN = text(
     "SELECT setval(pg_get_serial_sequence('users', 'id'), :first, false) "
     "WHERE NOT EXISTS (SELECT FROM users) "
-    "AND (SELECT last_value < :first FROM pg_sequences WHERE sequencename = 'users_id_seq')"
+    "AND (SELECT coalesce(last_value, 0) < :first FROM pg_sequences WHERE sequencename = 'users_id_seq')"
 )
 
 

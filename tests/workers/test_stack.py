@@ -9,17 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+import docker
 from tests.workers.stacks import PARTS, ROOT, RunningStack, stack_environment
+from workers.stack.data_directory import DataDirectory
+from workflows.contracts.names import LABEL_INSTANCE
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
-PERSON = {"email": "ada@example.com", "password": "correct horse battery"}
+PASSWORD = "correct horse battery"
 
 
 @contextlib.contextmanager
@@ -39,10 +43,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         yield running
 
 
-def register(running: RunningStack, email: str) -> int:
-    answer = httpx.post(f"{running.api}/api/auth/register", json=PERSON | {"email": email}, timeout=10)
+def register(running: RunningStack, email: str) -> httpx.Client:
+    """A client that is signed in as a new user."""
+    client = httpx.Client(base_url=running.api, timeout=70)
+    answer = client.post("/api/auth/register", json={"email": email, "password": PASSWORD})
     assert answer.status_code == 201, answer.text
-    return int(answer.json()["user"]["id"])
+    client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+    return client
+
+
+def user_id(client: httpx.Client) -> int:
+    return int(client.get("/api/users/me").json()["id"])
 
 
 def test_says_where_everything_is(shared: RunningStack) -> None:
@@ -120,53 +131,83 @@ def test_weak_key_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_killed_part_comes_back(shared: RunningStack, part: str) -> None:
     shared.wait_answering()
-    before = register(shared, f"{part}-before@example.com")
-    old, since = shared.pid(part), len(shared.lines)
-    os.kill(old, signal.SIGKILL)
-    shared.wait_line(part, "was killed by SIGKILL; starting it again", since=since)
-    shared.wait_line(part, "ready again after", since=since)
-    shared.wait_answering()
-    assert shared.pid(part) != old
-    assert register(shared, f"{part}-after@example.com") > before
+    with closing(register(shared, f"{part}@example.com")) as client:
+        before = user_id(client)
+        old, since = shared.pid(part), len(shared.lines)
+        os.kill(old, signal.SIGKILL)
+        shared.wait_line(part, "was killed by SIGKILL; starting it again", since=since)
+        shared.wait_line(part, "ready again after", since=since)
+        shared.wait_answering()
+        assert shared.pid(part) != old
+        assert user_id(client) == before
 
 
 def test_two_stacks_side_by_side(shared: RunningStack, tmp_path: Path) -> None:
     with stack(stack_environment(tmp_path / "data")) as second:
         second.wait_ready()
-        ours, theirs = register(shared, "one@example.com"), register(second, "one@example.com")
-        # Names of containers and preview hosts follow from these.
-        assert ours != theirs
+        with (
+            closing(register(shared, "one@example.com")) as ours,
+            closing(register(second, "one@example.com")) as theirs,
+        ):
+            # Names of containers and preview hosts follow from these: neither stack is on the default ports.
+            assert min(user_id(ours), user_id(theirs)) >= 100_000
+            assert abs(user_id(ours) - user_id(theirs)) > 100
         shared.wait_answering()
 
 
 @pytest.mark.chaos
 def test_ends_without_a_trace_and_comes_back_warm(tmp_path: Path) -> None:
     environment = stack_environment(tmp_path / "data")
-    first = RunningStack(environment)
-    first.wait_ready()
-    user = register(first, PERSON["email"])
-    began = time.monotonic()
-    assert first.stop() == 0
-    assert time.monotonic() - began < 30
-    assert "stack      ended" in first.output
-    assert first.processes() == []
-    assert not list((first.data / "run").glob("*.pid"))
+    with stack(environment) as first:
+        first.wait_ready()
+        client = register(first, "ada@example.com")
+        project = start_project(client)
+        assert len(containers(first)) == 1
+        began = time.monotonic()
+        assert first.stop() == 0
+        assert time.monotonic() - began < 30
+        assert "stack      ended" in first.output
+        assert "may still run" not in first.output
+        assert first.processes() == []
+        assert containers(first) == []
+        assert not list((first.data / "run").glob("*.pid"))
 
-    with stack(environment) as second:
+    with closing(client), stack(environment) as second:
         assert second.wait_ready() < 15
-        tokens = httpx.post(
-            f"{second.api}/api/auth/login",
-            data={"username": PERSON["email"], "password": PERSON["password"]},
-            timeout=10,
-        )
-        assert tokens.json()["user"]["id"] == user if "user" in tokens.json() else tokens.status_code == 200
+        assert client.get(f"/api/projects/{project}/status").json()["state"] == "stopped"
+        start(client, project)
 
-        # Even a killed supervisor takes its parts along, and the next one finds everything as it was.
+        # A killed supervisor takes its parts along, but no dev server: the next one finds it running.
         second.signal(signal.SIGKILL)
         second.wait_end()
         with stack(environment) as third:
             assert third.wait_ready() < 30
-            third.wait_answering()
+            assert client.get(f"/api/projects/{project}/status").json()["state"] == "running"
+            assert client.delete(f"/api/projects/{project}", headers={"Prefer": "wait=30"}).is_success
+            assert containers(third) == []
+
+
+def containers(running: RunningStack) -> list[str]:
+    """Names of the stack's dev servers that run, as the engine tells."""
+    engine = docker.from_env()
+    try:
+        label = f"{LABEL_INSTANCE}={DataDirectory(running.data).instance}"
+        return [str(container.name) for container in engine.containers.list(filters={"label": label})]
+    finally:
+        engine.close()
+
+
+def start_project(client: httpx.Client) -> int:
+    made = client.post("/api/projects", json={"name": "one", "template": "static"}, headers={"Prefer": "wait=60"})
+    assert made.json()["state"] == "ready", made.text
+    project = int(made.json()["id"])
+    start(client, project)
+    return project
+
+
+def start(client: httpx.Client, project: int) -> None:
+    started = client.post(f"/api/projects/{project}/start", headers={"Prefer": "wait=60"})
+    assert started.json()["dev_server"]["state"] == "running", started.text
 
 
 def test_down_ends_a_stack(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class DataDirectory:
 
         It follows from the path: a folder that was deleted and made anew still knows, and clears, what it left.
         """
-        return f"studio-{self._fingerprint():08x}"
+        return f"{self._fingerprint():08x}"
 
     @property
     def first_user_id(self) -> int:
