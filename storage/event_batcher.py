@@ -1,4 +1,4 @@
-"""Writes what many streams have to say in few transactions: one statement every 40 ms per process, many rows."""
+"""Writes what many streams have to say in few transactions: one statement every 20 ms per process, many rows."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from storage.event_log import EncodedEvent
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.events import NewEvent
 
-_WINDOW_S: Final = 0.04
+_WINDOW_S: Final = 0.02
+"""At 50 streams of 20 events/s: 31 ms to the client at p95; 40 ms would give 51 and save 0.1 core (bench)."""
 _CAPACITY: Final = 10_000
 _LARGEST_BATCH: Final = 1_000
 _FIRST_DELAY_S: Final = 0.05

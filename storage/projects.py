@@ -138,9 +138,10 @@ async def set_state(
 
 
 async def delete(session: AsyncSession, project_id: int) -> None:
-    """Remove the row and all that hangs on it; gone already is success."""
+    """Remove the row and all that hangs on it, and end the streams of its log; gone already is success."""
     row = await session.get(Project, project_id)
     if row is not None:
+        await event_log.end(session, project_id)
         await session.delete(row)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from api import sse
 from api.services import Services
-from storage import event_log
+from storage import event_log, projects
 from storage.engine import Database
 from tests.api.stand import Account, browsing, register, serving
 from tests.storage.records import new_project
@@ -184,8 +184,7 @@ async def test_a_deleted_project_ends_the_stream_after_its_last_event(
         ending = asyncio.create_task(ended(answer))
         await append(database, project, "deleting")
         async with database.transaction() as session:
-            await event_log.end(session, project)
-            await session.execute(text("DELETE FROM projects WHERE id = :id"), {"id": project})
+            await projects.delete(session, project)
         assert '"deleting"' in await ending
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
 
-from storage import event_log
+from storage import event_log, projects
 from storage.engine import Database, connect
 from storage.event_batcher import EventBatcher
 from storage.event_listener import EventListener
@@ -70,8 +69,7 @@ def numbers(events: list[Event]) -> list[int]:
 
 async def delete(database: Database, project_id: int) -> None:
     async with database.transaction() as session:
-        await event_log.end(session, project_id)
-        await session.execute(text("DELETE FROM projects WHERE id = :id"), {"id": project_id})
+        await projects.delete(session, project_id)
 
 
 async def test_append_numbers_each_project_from_one_in_the_order_given(database: Database) -> None:
@@ -177,19 +175,19 @@ async def test_catching_up_reads_page_by_page(
 async def test_twenty_writers_and_readers_see_every_event_once_and_in_order(
     database: Database, reader: EventReader, batcher: EventBatcher
 ) -> None:
-    projects = [await new_project(database) for _ in range(4)]
+    logs = [await new_project(database) for _ in range(4)]
     each = 25
 
     async def write(writer: int) -> None:
         for n in range(each):
-            events = [changed(projects[(writer + k) % 4], n, writer=writer) for k in range(2)]
+            events = [changed(logs[(writer + k) % 4], n, writer=writer) for k in range(2)]
             if writer % 2:
                 await append(database, *events)
             else:
                 await asyncio.gather(*(batcher.put(event) for event in events))
 
     total = 20 * each * 2 // 4
-    following = [asyncio.create_task(take(reader, projects[k % 4], total)) for k in range(20)]
+    following = [asyncio.create_task(take(reader, logs[k % 4], total)) for k in range(20)]
     await asyncio.gather(*(write(writer) for writer in range(20)))
     seen = await asyncio.gather(*following)
 
@@ -293,14 +291,14 @@ async def test_a_killed_postgres_doubles_and_loses_nothing(own_postgres: Postgre
     database = Database(own_postgres.url())
     listener = EventListener(database.dsn)
     batcher = EventBatcher(database)
-    projects = [await new_project(database) for _ in range(4)]
+    logs = [await new_project(database) for _ in range(4)]
     total = 5 * 40
     reader = EventReader(database, listener)
-    following = [asyncio.create_task(take(reader, project, total)) for project in projects]
+    following = [asyncio.create_task(take(reader, project, total)) for project in logs]
 
     async def write(writer: int) -> None:
         for n in range(40):
-            await batcher.put(changed(projects[writer % 4], n, writer=writer))
+            await batcher.put(changed(logs[writer % 4], n, writer=writer))
 
     writing = [asyncio.create_task(write(writer)) for writer in range(20)]
     for _ in range(2):
