@@ -3,7 +3,7 @@
 Shapes are plain frozen dataclasses, times are seconds, sizes bytes unless a name says otherwise.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -356,7 +356,7 @@ class FileStore(Protocol):
         failed carry a `ConflictError` with code `not_applied`.
         """
 
-    def export(self, ref: ProjectRef) -> AsyncIterator[bytes]:
+    def export(self, ref: ProjectRef) -> AsyncGenerator[bytes, None]:
         """The project as `.tar.gz`, without `.studio/` and `node_modules`, streamed."""
 
     async def import_archive(self, ref: ProjectRef, archive: AsyncIterator[bytes]) -> list[FileChange]:

@@ -10,9 +10,12 @@ from api import docs
 from api.admin import router as admin
 from api.auth import router as auth
 from api.auth.dependencies import AuthTools
+from api.consoles import router as consoles
+from api.dev_servers import router as dev_servers
 from api.environment import router as environment
 from api.errors import install_error_handlers
 from api.events import router as events
+from api.files import router as files
 from api.health import router as health
 from api.idempotency import Idempotency
 from api.metrics import Metrics
@@ -26,8 +29,10 @@ from api.middleware import (
     TrailingSlash,
 )
 from api.openapi import install_openapi
+from api.operations import router as operations
 from api.preview import router as preview
 from api.preview.gate import PreviewGate
+from api.projects import router as projects
 from api.services import ApiConfig, Services
 from api.templates import router as templates
 from api.users import router as users
@@ -42,6 +47,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     templates.router,
     events.router,
     environment.router,
+    files.router,
+    projects.router,
+    dev_servers.router,
+    operations.router,
+    consoles.router,
 )
 """Every router. Paths are written without a trailing slash; requests with one find them too."""
 

@@ -26,7 +26,7 @@ JSON_BODY_LIMIT = 1024 * 1024
 BATCH_BODY_LIMIT = 16 * 1024 * 1024
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-_STREAMED_BODY = re.compile(r"/api/projects/[^/]+/(files/.+|archive)")
+_STREAMED_BODY = re.compile(r"/api/projects/[^/]+/(files/(?s:.+)|archive)")
 _BATCH_BODY = re.compile(r"/api/projects/[^/]+/files:batch")
 _SECRET_ANSWERS = ("/api/auth", "/api/users")
 
@@ -34,7 +34,6 @@ _SECURITY_HEADERS = {
     # `sandbox` because a user's own HTML file is served from this origin too.
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; sandbox",
     "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",

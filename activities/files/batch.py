@@ -28,7 +28,7 @@ def apply_all_or_none(
     """Apply in order, or nothing when one fails.
 
     What can be known before is checked before any effect, so that nobody sees (and no etag tells of) a batch that is
-    taken back; the journal is for what shows only on the way.
+    taken back; the journal is for what shows only on the way: bytes and names are as before then, etags are new.
     """
     failed = _first_refused(files, operations)
     if failed is not None:

@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ class DiskFileStore:
 
         return await self._read(ref, whole)
 
-    async def export(self, ref: ProjectRef) -> AsyncIterator[bytes]:
+    async def export(self, ref: ProjectRef) -> AsyncGenerator[bytes, None]:
         """See `FileStore`."""
         root = await self._read(ref, lambda files: files.directory())
         pieces = export(root)
