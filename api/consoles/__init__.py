@@ -1,0 +1,1 @@
+"""Beside a dev server: its log, commands and terminals, straight from the runtime."""
