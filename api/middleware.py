@@ -92,8 +92,10 @@ class RequestScope:
 
     def _report(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         method = scope.get("method", "WEBSOCKET")
+        # Traefik asks before every request to a preview, and for its configuration twice a second.
+        write = _log.debug if scope["path"].startswith("/internal/") else _log.info
         # The path alone: a query string may hold a ticket. Headers and bodies are never logged.
-        _log.info(
+        write(
             "request",
             method=method,
             path=scope["path"],
