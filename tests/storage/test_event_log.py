@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 from storage import event_log, projects
 from storage.engine import Database, connect
@@ -219,6 +220,21 @@ async def test_a_listener_whose_connection_is_cut_loses_nothing(database: Databa
 
     assert numbers(await live) == list(range(1, 61))
     assert cuts == 2
+
+
+async def test_a_gap_in_what_is_heard_is_filled_from_the_table(database: Database, reader: EventReader) -> None:
+    project = await new_project(database)
+    live = asyncio.create_task(take(reader, project, 2))
+    await asyncio.sleep(0.2)
+    async with database.transaction() as session:
+        await session.execute(text("UPDATE projects SET last_seq = 1"))
+        await session.execute(
+            text("INSERT INTO events (project_id, seq, type, data) VALUES (:id, 1, 'file.changed', '{}')"),
+            {"id": project},
+        )
+    await append(database, changed(project, 2))
+
+    assert numbers(await live) == [1, 2]
 
 
 async def test_a_slow_reader_falls_back_to_the_table(database: Database, reader: EventReader) -> None:
