@@ -145,6 +145,7 @@ class _Reader(io.RawIOBase):
 
 def _gunzip(archive: BinaryIO, target: BinaryIO) -> None:
     total = 0
+    complete = False
     unpacker = zlib.decompressobj(wbits=31)
     while packed := archive.read(_PIECE):
         while packed:
@@ -154,10 +155,12 @@ def _gunzip(archive: BinaryIO, target: BinaryIO) -> None:
                 raise bad_archive(f"it unpacks to more than {MAX_UNPACKED // 1024 // 1024} MiB")
             target.write(piece)
             packed = unpacker.unconsumed_tail
-            if unpacker.eof:  # another member may follow, as gzip allows
+            complete = unpacker.eof
+            if complete:  # another member may follow, as gzip allows
                 packed = unpacker.unused_data.lstrip(b"\0")
                 unpacker = zlib.decompressobj(wbits=31)
-    target.write(unpacker.flush())
+    if not complete:
+        raise EOFError("cut off")
     target.seek(0)
 
 

@@ -22,8 +22,8 @@ from api.services import Services
 from storage import leases, projects
 from storage.engine import Database
 from storage.event_log import EventReader
+from storage.projects import NewProject
 from tests.api.stand import Account, register
-from tests.storage.records import new_project
 from workflows.contracts.names import ProjectRef
 from workflows.contracts.projects import ProjectState
 
@@ -60,8 +60,9 @@ class Files:
 
 @pytest.fixture
 async def project(database: Database, account: Account, client: httpx.AsyncClient, files: FileStore) -> Files:
-    project_id = await new_project(database, account.user_id)
     async with database.transaction() as session:
+        new = NewProject(account.user_id, "p", "", "static", None, None)
+        project_id = (await projects.create(session, new, limit=10)).id
         await projects.set_state(session, project_id, ProjectState.READY)
     ref = ProjectRef(account.user_id, project_id)
     await files.create(ref, None)
