@@ -52,6 +52,8 @@ def to_fault(error: DockerError) -> RuntimeFault:
         return ResourcesExhaustedError(message)
     if error.status in {NOT_FOUND, CONFLICT}:
         return _absent(message) if error.status == NOT_FOUND else _in_the_way(message)
+    if "is ambiguous" in lowered:  # two networks of one name, for a moment
+        return NameTakenError(message)
     if "bind source path does not exist" in lowered:
         return SpecInvalidError("The project's folder isn't there on the engine's host.")
     if error.status < _SERVER_ERROR or any(word in lowered for word in _REFUSED):

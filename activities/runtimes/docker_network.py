@@ -1,5 +1,6 @@
 """A bridge for each user: their own address range, and no word between the containers on it."""
 
+import asyncio
 import hashlib
 import ipaddress
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from workflows.contracts.names import LABEL_INSTANCE, LABEL_USER
 
 _PREFIX: Final = 28
 _ATTEMPTS: Final = 20
+_LOOKS: Final = 40
+_LOOK_S: Final = 0.05
 _IN_USE: Final = 403
 _GONE_OR_IN_USE: Final = {_IN_USE, NOT_FOUND}
 
@@ -34,10 +37,13 @@ class UserNetworks:
         """
         name = network_name(self._instance, user_id)
         with faults():
-            if await self._ids(name):
+            found = await self._ids(name)
+            if len(found) > 1:
+                await self._settle(name)
+            if found:
                 return
             for subnet in self._candidates(await self._taken(), user_id):
-                if await self._create(name, user_id, subnet):
+                if await self._create(name, user_id, subnet) or await self._await_owner(name, subnet):
                     await self._settle(name)
                     return
         raise ResourcesExhaustedError(f"No address range is free in {self._pool} for another user's network.")
@@ -59,6 +65,19 @@ class UserNetworks:
                 return False
             raise
         return True
+
+    async def _await_owner(self, name: str, subnet: ipaddress.IPv4Network) -> bool:
+        """Whether the one who was faster with this range is the same user's other start.
+
+        The engine reserves the range first and shows the network a moment later.
+        """
+        for _ in range(_LOOKS):
+            if await self._ids(name):
+                return True
+            if any(subnet.overlaps(other) for other in await self._taken()):
+                return bool(await self._ids(name))
+            await asyncio.sleep(_LOOK_S)
+        return False
 
     async def _settle(self, name: str) -> None:
         """The engine lets two creations at once make two networks of one name: the lowest id stays."""

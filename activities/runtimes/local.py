@@ -52,6 +52,7 @@ from activities.runtimes.local_sandbox import (
     bwrap_works,
     make_groups,
     owner_of_files,
+    reachable_by_others,
 )
 from activities.runtimes.local_state import Record, ServerFolder
 from activities.runtimes.probing import answers
@@ -102,7 +103,7 @@ class LocalRuntime:
     def __init__(self, settings: LocalSettings) -> None:
         self._settings = settings
         self._run = settings.data_dir.resolve() / "run" / "dev-servers"
-        self._owner = owner_of_files(settings.uid)
+        self._files_owner = owner_of_files(settings.uid)
         self._sandboxed: bool | None = None
         self._guest = Guest(self, root=self._root, terminals=self._terminals)
 
@@ -119,7 +120,13 @@ class LocalRuntime:
         """What keeps dev servers from this machine, for those who run it."""
         if self.sandboxed:
             return "partial: bubblewrap sandboxes that share the host's network, for a single trusted user"
-        return "none: plain processes of this machine, for a single trusted user"
+        who = "root" if self._owner[0] == 0 else "a user"
+        return f"none: plain processes of {who} of this machine, for a single trusted user"
+
+    @property
+    def _owner(self) -> tuple[int, int]:
+        """Whom dev servers run as. A plain process can be nobody special only where such a one reaches Python."""
+        return self._files_owner if self.sandboxed or reachable_by_others(Path(_python())) else (0, 0)
 
     # --- one server per project ---
 
@@ -318,7 +325,7 @@ class LocalRuntime:
         for path in (folder.box, folder.box / "home", self._cache(ref.user_id)):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.geteuid() == 0:
-                os.chown(path, *self._owner)
+                os.chown(path, *self._files_owner)
         for name in ("socket", "socket.new"):
             (folder.box / name).unlink(missing_ok=True)
         modules = self._settings.projects_root / "node_modules"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -165,3 +166,8 @@ def owner_of_files(uid: int | None) -> tuple[int, int]:
         chosen = uid if uid is not None else 1000
         return chosen, chosen
     return os.geteuid(), os.getegid()
+
+
+def reachable_by_others(path: Path) -> bool:
+    """Whether every user may pass through the folders above; always so for a process that can't change its own."""
+    return os.geteuid() != 0 or all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)

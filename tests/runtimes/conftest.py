@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,8 +110,5 @@ async def house(mode: RuntimeMode, request: pytest.FixtureRequest, tmp_path: Pat
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-Launch = Callable[..., Awaitable[ProjectRef]]
-
-
-async def no_stage(_stage: str) -> None:
+async def no_stage(stage: str) -> None:
     """Nobody listens."""

@@ -55,7 +55,7 @@ def _lower(arguments: Mapping[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if arguments["processes"] is not None:
         resource.setrlimit(resource.RLIMIT_NPROC, (int(arguments["processes"]),) * 2)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and int(arguments["uid"]) != 0:
         os.setgroups([])
         os.setgid(int(arguments["gid"]))
         os.setuid(int(arguments["uid"]))
