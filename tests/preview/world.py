@@ -171,6 +171,7 @@ def echo_app(seen: list[dict[str, Any]]) -> FastAPI:
 async def serving(app: FastAPI, **settings: Any) -> AsyncIterator[int]:
     """The app on a free port of loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it only on sockets that it made
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, **settings)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]))  # without its signal handlers
