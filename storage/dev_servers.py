@@ -65,12 +65,6 @@ async def get(session: AsyncSession, project_id: int) -> DevServerRecord | None:
     return None if row is None else _record(row)
 
 
-async def of_projects(session: AsyncSession, project_ids: list[int]) -> dict[int, DevServerRecord]:
-    """The dev servers of several projects, in one query."""
-    rows = await session.scalars(select(DevServerRow).where(DevServerRow.project_id.in_(project_ids)))
-    return {row.project_id: _record(row) for row in rows}
-
-
 async def accept(session: AsyncSession, project_id: int, action: DevServerAction) -> DevServerCommand:
     """Take a command: raise the generation, show at once what it means. The project's row must be locked."""
     row = await session.get(DevServerRow, project_id, with_for_update={"key_share": True}, populate_existing=True)

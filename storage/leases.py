@@ -76,16 +76,3 @@ async def held(session: AsyncSession, project_id: int) -> list[LeaseRecord]:
         .order_by(Lease.expires_at.desc().nulls_first())
     )
     return [LeaseRecord(*row) for row in rows]
-
-
-async def of_projects(session: AsyncSession, project_ids: list[int]) -> dict[int, list[LeaseRecord]]:
-    """The leases in force of several projects, in one query; nothing is removed."""
-    rows = await session.execute(
-        select(Lease.project_id, Lease.kind, Lease.holder, Lease.expires_at)
-        .where(Lease.project_id.in_(project_ids), or_(Lease.expires_at.is_(None), Lease.expires_at > func.now()))
-        .order_by(Lease.project_id, Lease.kind, Lease.holder)
-    )
-    found: dict[int, list[LeaseRecord]] = {}
-    for project_id, *lease in rows:
-        found.setdefault(project_id, []).append(LeaseRecord(*lease))
-    return found

@@ -94,14 +94,6 @@ async def lock(session: AsyncSession, project_id: int) -> ProjectRecord | None:
     return None if row is None else _record(row)
 
 
-async def page(session: AsyncSession, user_id: int, *, after: int | None, limit: int) -> list[ProjectRecord]:
-    """The user's projects, newest first, at most `limit`, those with an id below `after`."""
-    query = select(Project).where(Project.user_id == user_id).order_by(Project.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Project.id < after)
-    return [_record(row) for row in await session.scalars(query)]
-
-
 async def rename(
     session: AsyncSession, project_id: int, *, name: str | None, description: str | None
 ) -> ProjectRecord | None:

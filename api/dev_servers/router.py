@@ -1,14 +1,16 @@
 """`/api/projects/{id}`: start, stop, restart, status."""
 
+from typing import Any
+
 from fastapi import APIRouter, Response, status
 
 from api.dev_servers import service
-from api.dev_servers.schemas import DevServerOut
+from api.dev_servers.schemas import DevServerOut, present_dev_server
 from api.errors import problems
 from api.operations.waiting import until_ended
 from api.prefer import WantedWait, operation_location
 from api.projects import service as projects_service
-from api.projects.dependencies import OwnedProject
+from api.projects.dependencies import OwnedProject, OwnedProjectView
 from api.projects.schemas import ProjectOut
 from api.services import Services, ServicesDep
 from storage.projects import ProjectRecord
@@ -17,13 +19,13 @@ from workflows.contracts.operations import OperationState
 
 router = APIRouter(prefix="/api/projects/{project_id}", tags=["dev servers"])
 
-_ACCEPTED = {
-    "status_code": status.HTTP_202_ACCEPTED,
-    "responses": {200: {"model": ProjectOut}, **problems(401, 403, 404, 409, 422, 503)},
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": ProjectOut},
+    **problems(401, 403, 404, 409, 422, 503),
 }
 
 
-@router.post("/start", **_ACCEPTED)
+@router.post("/start", status_code=status.HTTP_202_ACCEPTED, responses=_RESPONSES)
 async def start_dev_server(
     project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
 ) -> ProjectOut:
@@ -34,7 +36,7 @@ async def start_dev_server(
     return await _command(services, project, DevServerAction.START, wait, response)
 
 
-@router.post("/stop", **_ACCEPTED)
+@router.post("/stop", status_code=status.HTTP_202_ACCEPTED, responses=_RESPONSES)
 async def stop_dev_server(
     project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
 ) -> ProjectOut:
@@ -42,7 +44,7 @@ async def stop_dev_server(
     return await _command(services, project, DevServerAction.STOP, wait, response)
 
 
-@router.post("/restart", **_ACCEPTED)
+@router.post("/restart", status_code=status.HTTP_202_ACCEPTED, responses=_RESPONSES)
 async def restart_dev_server(
     project: OwnedProject, services: ServicesDep, wait: WantedWait, response: Response
 ) -> ProjectOut:
@@ -51,9 +53,9 @@ async def restart_dev_server(
 
 
 @router.get("/status", responses=problems(401, 403, 404, 422))
-async def dev_server_status(project: OwnedProject, services: ServicesDep) -> DevServerOut:
+async def dev_server_status(view: OwnedProjectView, services: ServicesDep) -> DevServerOut:
     """How the dev server is, and who keeps it awake."""
-    return (await projects_service.present_one(services, project)).dev_server
+    return present_dev_server(services.config, view)
 
 
 async def _command(
@@ -63,4 +65,4 @@ async def _command(
     response.headers["Location"] = operation_location(operation.id)
     if wait and (await until_ended(services, operation, wait)).state != OperationState.RUNNING:
         response.status_code = status.HTTP_200_OK
-    return await projects_service.present_one(services, project)
+    return await projects_service.reread(services, project)

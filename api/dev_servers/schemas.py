@@ -5,8 +5,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.services import ApiConfig
-from storage.dev_servers import DevServerRecord
-from storage.leases import LeaseRecord
+from storage.project_views import ProjectView
 from storage.projects import ProjectRecord
 from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.names import preview_host
@@ -41,17 +40,16 @@ def preview_url(config: ApiConfig, project: ProjectRecord) -> str:
     return f"{config.preview_scheme}://{preview_host(project.ref, config.preview_domain)}{port}"
 
 
-def present(
-    config: ApiConfig, project: ProjectRecord, server: DevServerRecord, leases: list[LeaseRecord]
-) -> DevServerOut:
-    """The dev server of `project` as clients see it."""
+def present_dev_server(config: ApiConfig, view: ProjectView) -> DevServerOut:
+    """The dev server of a project as clients see it."""
+    server = view.server
     return DevServerOut(
         state=DevServerState(server.state),
         reason=server.reason,
-        url=preview_url(config, project),
+        url=preview_url(config, view.project),
         exit_code=server.exit_code,
         log_tail=server.log_tail,
         since=server.since,
         last_activity_at=server.last_activity_at,
-        leases=[LeaseOut.model_validate(lease) for lease in leases],
+        leases=[LeaseOut.model_validate(lease) for lease in view.leases],
     )

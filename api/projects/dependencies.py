@@ -6,7 +6,8 @@ from fastapi import Depends, Path
 
 from api.auth.dependencies import CurrentUser, Principal, StreamUser
 from api.services import Services, ServicesDep
-from storage import projects
+from storage import project_views, projects
+from storage.project_views import ProjectView
 from storage.projects import ProjectRecord
 from workflows.contracts.errors import NotFoundError
 
@@ -18,18 +19,28 @@ async def owned_project(project_id: ProjectId, user: CurrentUser, services: Serv
     return await _find(services, project_id, user)
 
 
+async def owned_project_view(project_id: ProjectId, user: CurrentUser, services: ServicesDep) -> ProjectView:
+    """As `owned_project`, with all that clients see of it, in the same one statement."""
+    async with services.database.reading() as session:
+        view = await project_views.get(session, project_id, user_id=user.user_id)
+    if view is None:
+        raise NotFoundError
+    return view
+
+
 async def streamed_project(project_id: ProjectId, user: StreamUser, services: ServicesDep) -> ProjectRecord:
     """As `owned_project`, where a `?ticket=` in the query string is taken too: SSE and WebSocket."""
     return await _find(services, project_id, user)
 
 
 async def _find(services: Services, project_id: int, user: Principal) -> ProjectRecord:
-    async with services.database.transaction() as session:
+    async with services.database.reading() as session:
         project = await projects.get(session, project_id)
     if project is None or project.user_id != user.user_id:
         raise NotFoundError
     return project
 
 
+OwnedProjectView = Annotated[ProjectView, Depends(owned_project_view)]
 OwnedProject = Annotated[ProjectRecord, Depends(owned_project)]
 StreamedProject = Annotated[ProjectRecord, Depends(streamed_project)]

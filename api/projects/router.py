@@ -10,10 +10,10 @@ from api.operations.waiting import until_ended
 from api.pagination import Page, PageQuery
 from api.prefer import WantedWait, operation_location
 from api.projects import service
-from api.projects.dependencies import OwnedProject
+from api.projects.dependencies import OwnedProject, OwnedProjectView
 from api.projects.schemas import ForkIn, ProjectIn, ProjectOut, ProjectPatch
 from api.services import Services, ServicesDep
-from storage import projects
+from storage import project_views, projects
 from storage.operations import OperationRecord
 from storage.projects import ProjectRecord
 from workflows.contracts.errors import NotFoundError
@@ -42,16 +42,16 @@ async def create_project(
 @router.get("", responses=problems(401, 403, 422))
 async def list_projects(user: CurrentUser, services: ServicesDep, page: PageQuery) -> Page[ProjectOut]:
     """The caller's projects, newest first."""
-    async with services.database.transaction() as session:
-        records = await projects.page(session, user.user_id, after=page.after_id(), limit=page.limit + 1)
-    shown = await service.present(services, records[: page.limit])
-    return page.answer(shown, more=len(records) > page.limit, last_id=lambda project: project.id)
+    async with services.database.reading() as session:
+        views = await project_views.page(session, user.user_id, after=page.after_id(), limit=page.limit + 1)
+    shown = [service.present(services.config, view) for view in views[: page.limit]]
+    return page.answer(shown, more=len(views) > page.limit, last_id=lambda project: project.id)
 
 
 @router.get("/{project_id}", responses=problems(401, 403, 404, 422))
-async def get_project(project: OwnedProject, services: ServicesDep) -> ProjectOut:
+async def get_project(view: OwnedProjectView, services: ServicesDep) -> ProjectOut:
     """One project with its dev server."""
-    return await service.present_one(services, project)
+    return service.present(services.config, view)
 
 
 @router.patch("/{project_id}", responses=problems(401, 403, 404, 422))
@@ -61,7 +61,7 @@ async def patch_project(project: OwnedProject, body: ProjectPatch, services: Ser
         changed = await projects.rename(session, project.id, name=body.name, description=body.description)
     if changed is None:
         raise NotFoundError
-    return await service.present_one(services, changed)
+    return await service.reread(services, changed)
 
 
 @router.delete(
@@ -77,7 +77,7 @@ async def delete_project(
     With `Prefer: wait=N` 200 once all is gone, with the project as it last was.
     """
     operation = await service.delete(services, project)
-    last = await _reread(services, project)
+    last = await service.reread(services, project)
     response.headers["Location"] = operation_location(operation.id)
     if wait and (await until_ended(services, operation, wait)).state != OperationState.RUNNING:
         response.status_code = status.HTTP_200_OK
@@ -110,12 +110,4 @@ async def _answer_made(
     response.headers["Location"] = operation_location(operation.id)
     if wait and (await until_ended(services, operation, wait)).state != OperationState.RUNNING:
         response.status_code = status.HTTP_201_CREATED
-    return await _reread(services, project)
-
-
-async def _reread(services: Services, project: ProjectRecord) -> ProjectOut:
-    async with services.database.transaction() as session:
-        current = await projects.get(session, project.id)
-    if current is None:
-        raise NotFoundError
-    return await service.present_one(services, current)
+    return await service.reread(services, project)

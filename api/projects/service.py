@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 import structlog
 from temporalio.service import RPCError
 
-from api.dev_servers import schemas as dev_server_schemas
+from api.dev_servers.schemas import present_dev_server
 from api.projects.schemas import DEFAULT_TEMPLATE, ProjectIn, ProjectOut
-from api.services import Services
-from storage import dev_servers, leases, operations, projects
-from storage.dev_servers import DevServerRecord
+from api.services import ApiConfig, Services
+from storage import operations, project_views, projects
 from storage.operations import OperationRecord
+from storage.project_views import ProjectView
 from storage.projects import NewProject, ProjectRecord
 from workflows.contracts.errors import ConflictError, InvalidError, NotFoundError
 from workflows.contracts.operations import OperationKind
@@ -84,41 +84,29 @@ async def delete(services: Services, project: ProjectRecord) -> OperationRecord:
     return operation
 
 
-async def present(services: Services, records: list[ProjectRecord]) -> list[ProjectOut]:
-    """Projects as clients see them, in their order; one that has vanished meanwhile is left out."""
-    ids = [record.id for record in records]
-    async with services.database.transaction() as session:
-        servers = await dev_servers.of_projects(session, ids)
-        held = await leases.of_projects(session, ids)
-    return [
-        _present_one(services, record, servers[record.id], held.get(record.id, []))
-        for record in records
-        if record.id in servers
-    ]
-
-
-async def present_one(services: Services, record: ProjectRecord) -> ProjectOut:
-    """One project as clients see it. Raises `NotFoundError` when it has vanished meanwhile."""
-    shown = await present(services, [record])
-    if not shown:
+async def reread(services: Services, project: ProjectRecord) -> ProjectOut:
+    """The project as clients see it now. Raises `NotFoundError` when it has vanished meanwhile."""
+    async with services.database.reading() as session:
+        view = await project_views.get(session, project.id, user_id=project.user_id)
+    if view is None:
         raise NotFoundError
-    return shown[0]
+    return present(services.config, view)
 
 
-def _present_one(
-    services: Services, record: ProjectRecord, server: DevServerRecord, held: list[leases.LeaseRecord]
-) -> ProjectOut:
+def present(config: ApiConfig, view: ProjectView) -> ProjectOut:
+    """A project as clients see it."""
+    project = view.project
     return ProjectOut(
-        id=record.id,
-        name=record.name,
-        description=record.description,
-        template=record.template,
-        git_url=record.git_url,
-        state=ProjectState(record.state),
-        state_reason=record.state_reason,
-        dev_server=dev_server_schemas.present(services.config, record, server, held),
-        created_at=record.created_at,
-        updated_at=record.updated_at,
+        id=project.id,
+        name=project.name,
+        description=project.description,
+        template=project.template,
+        git_url=project.git_url,
+        state=ProjectState(project.state),
+        state_reason=project.state_reason,
+        dev_server=present_dev_server(config, view),
+        created_at=project.created_at,
+        updated_at=project.updated_at,
     )
 
 
