@@ -32,7 +32,8 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PASSING = re.compile(
     r"timed out|Could not resolve|Failed to connect|Connection (reset|refused)|early EOF|error: 5\d\d"
 )
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_IPV6_PUBLIC = ipaddress.ip_network("2000::/3")
+"""All that has been given out; NAT64, site-local and the like lie outside."""
 
 _log = structlog.get_logger()
 _pool = BlockingPool("git", 4)
@@ -73,8 +74,8 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip.sixtofour is not None or ip.teredo is not None or ip in _NAT64:
-            return False  # would be tunnelled to an IPv4 address of the name's choice
+        if ip not in _IPV6_PUBLIC or ip.sixtofour is not None or ip.teredo is not None:
+            return False  # the last two would be tunnelled to an IPv4 address of the name's choice
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
@@ -189,9 +190,10 @@ def _command(url: str, ref: str | None, target: Path, endpoint: _Endpoint) -> li
 
 
 async def _clone(command: list[str], home: Path, target: Path, limits: GitLimits) -> None:
-    # No file may outgrow the bound between two looks at the folder's size: the shell's limit is in 512 bytes.
+    # No file may outgrow the bound between two looks at the folder's size: the shell's limit is in 512 bytes. With the
+    # signal ignored git says "File too large" instead of dying without a word.
     process = await asyncio.create_subprocess_exec(
-        *("sh", "-c", 'ulimit -f "$0" && exec "$@"', str(limits.size // 512 + 1)),
+        *("sh", "-c", 'trap "" XFSZ && ulimit -f "$0" && exec "$@"', str(limits.size // 512 + 1)),
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -211,7 +213,7 @@ async def _clone(command: list[str], home: Path, target: Path, limits: GitLimits
         watching.cancel()
         await _end(process, reading, watching)
     await _check_size(target, limits)
-    if code == -signal.SIGXFSZ or "File too large" in output:
+    if code != 0 and "File too large" in output:
         raise _too_large(limits)
     if code != 0:
         raise _failure(output)

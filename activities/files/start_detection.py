@@ -205,12 +205,12 @@ def _table(package: dict[str, Any], name: str) -> dict[str, Any]:
 
 async def _text(files: FileStore, ref: ProjectRef, path: str, limit: int) -> str | None:
     """The file's text, None when there is no such file."""
+    code = "bad_studio_toml" if path == SETTINGS_FILE else "cannot_detect_start"
     try:
         return (await files.read(ref, path, limit=limit)).decode()
     except UnicodeDecodeError as error:
-        code = "bad_studio_toml" if path == SETTINGS_FILE else "cannot_detect_start"
         raise InvalidError(f"{path} isn't UTF-8 text.", code=code) from error
     except TooLargeError as error:
-        raise InvalidError(error.detail, code="cannot_detect_start") from error
+        raise InvalidError(error.detail, code=code) from error
     except (NotFoundError, ConflictError, BadPathError):
         return None  # a directory, a FIFO or a link out of the project counts as no file
