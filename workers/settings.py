@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     idle_timeout_s: int = Field(30 * 60, ge=1)
     idle_grace_s: int = Field(60, ge=0)
 
+    # Mending.
+    reconcile_interval_s: int = Field(60, ge=1)
+    reconcile_grace_s: int = Field(60, ge=1)
+
     # Bounds and logs.
     project_limit: int = Field(100, ge=1)
     log_level: LogLevel = LogLevel.INFO

@@ -46,7 +46,6 @@ log = structlog.get_logger("worker")
 
 WORKFLOWS = (ProvisionProject, DevServer, DeleteProject, Reconcile)
 
-_RECONCILE_EVERY = timedelta(seconds=60)
 _RECONCILE_LIMIT = timedelta(minutes=10)
 """A pass that hangs makes way for the next one."""
 _ACTIVITY_MARK = "__temporal_activity_definition"
@@ -66,7 +65,7 @@ async def run(settings: ServiceSettings, stop: asyncio.Event) -> None:
         if client is None:
             return
         async with make_worker(client, foundation, settings):
-            await schedule_reconcile(client)
+            await schedule_reconcile(client, every_s=settings.reconcile_interval_s, grace_s=settings.reconcile_grace_s)
             _tell_ready(settings.ready_file)
             log.info("worker.ready", task_queue=TASK_QUEUE, runtime=foundation.runtime.name)
             await stop.wait()
@@ -134,19 +133,20 @@ def activities_of(owner: object) -> list[Callable[..., object]]:
     return [getattr(owner, name) for name in names]
 
 
-async def schedule_reconcile(client: Client) -> None:
+async def schedule_reconcile(client: Client, *, every_s: int, grace_s: int) -> None:
     """Have exactly one schedule, as it is written here; one that an older release made is changed."""
+    every = timedelta(seconds=every_s)
     schedule = Schedule(
         action=ScheduleActionStartWorkflow(
             Reconcile.run,
-            ReconcileInput(),
+            ReconcileInput(grace_s=grace_s),
             id=RECONCILE_ID,
             task_queue=TASK_QUEUE,
             execution_timeout=_RECONCILE_LIMIT,
             static_summary="Compares rows, workflows and containers, and mends what differs",
         ),
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=_RECONCILE_EVERY)]),
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_RECONCILE_EVERY),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=every),
     )
 
     def replace(_: ScheduleUpdateInput) -> ScheduleUpdate:
