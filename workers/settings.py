@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     engine_projects_root: str | None = None
     network_pool: str = "10.202.0.0/16"
     egress_allow: WordList = ()
+    project_disk_mb: int = Field(2048, ge=1)
     devserver_memory_mb: int = Field(1024, ge=128)
     devserver_cpus: float = Field(1.0, gt=0)
     devserver_pids: int = Field(256, ge=32)

@@ -45,7 +45,7 @@ async def open_foundation(settings: ServiceSettings) -> AsyncIterator[Foundation
         async with open_runtime(runtime_settings(settings)) as runtime:
             yield Foundation(
                 database=database,
-                files=DiskFileStore(settings.files_root, _owner()),
+                files=DiskFileStore(settings.files_root, _owner(), project_disk_mb=settings.project_disk_mb),
                 runtime=runtime,
                 secrets=SecretBox(settings.secret_key.get_secret_value(), settings.secret_key_previous),
             )
