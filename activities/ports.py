@@ -164,7 +164,7 @@ class Runtime(Protocol):
         """Return when the container no longer runs: its last status, or None when it is gone."""
 
     async def probe(self, ref: ProjectRef, port: int) -> bool:
-        """Whether one HTTP request to the server inside gets any HTTP answer below 500, within 2 s."""
+        """Whether an HTTP request to the server inside gets any HTTP answer below 500; asks for at most 2.5 s."""
 
     def logs(self, ref: ProjectRef, *, tail: int = 200, follow: bool = False) -> AsyncIterator[bytes]:
         """The server's output, the last `tail` lines first; with `follow` until it ends. Pieces as they come."""

@@ -50,7 +50,7 @@ from activities.runtimes.docker_spec import (
     network_name,
 )
 from activities.runtimes.guest import Guest
-from activities.runtimes.probing import answers
+from activities.runtimes.probing import answers_soon
 from activities.runtimes.spec import PROJECT_FOLDER, check_environment
 from activities.runtimes.terminals import open_terminal
 from workflows.contracts.names import (
@@ -213,10 +213,12 @@ class DockerRuntime:
 
     async def probe(self, ref: ProjectRef, port: int) -> bool:
         """See `Runtime.probe`."""
-        status = await self.inspect(ref)
-        if status is None or status.address is None:
+        found = await self._find(ref)
+        if found is None or found["State"] != "running":
             return False
-        return await answers(status.address[0], port)
+        network = found["NetworkSettings"]["Networks"].get(network_name(self._settings.instance, ref.user_id)) or {}
+        host = str(network.get("IPAddress") or "")
+        return bool(host) and await answers_soon(host, port)
 
     async def logs(self, ref: ProjectRef, *, tail: int = 200, follow: bool = False) -> AsyncIterator[bytes]:
         """See `Runtime.logs`."""

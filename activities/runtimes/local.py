@@ -55,7 +55,7 @@ from activities.runtimes.local_sandbox import (
     reachable_by_others,
 )
 from activities.runtimes.local_state import Record, ServerFolder
-from activities.runtimes.probing import answers
+from activities.runtimes.probing import answers_soon
 from activities.runtimes.spec import (
     CACHE_FOLDER,
     HOME_FOLDER,
@@ -171,6 +171,8 @@ class LocalRuntime:
         async with folder.changing():
             await self._end(folder, 0.5)
             await asyncio.to_thread(shutil.rmtree, folder.path, ignore_errors=True)
+            if not self.sandboxed:
+                await asyncio.to_thread(shutil.rmtree, self._terminals(ref), ignore_errors=True)
 
     async def remove_user(self, user_id: int) -> None:
         """See `Runtime.remove_user`: users share nothing here."""
@@ -196,7 +198,7 @@ class LocalRuntime:
     async def probe(self, ref: ProjectRef, port: int) -> bool:  # noqa: ARG002 -- here it listens where we told it to
         """See `Runtime.probe`."""
         status = await self.inspect(ref)
-        return status is not None and status.address is not None and await answers(*status.address)
+        return status is not None and status.address is not None and await answers_soon(*status.address)
 
     async def logs(self, ref: ProjectRef, *, tail: int = 200, follow: bool = False) -> AsyncIterator[bytes]:
         """See `Runtime.logs`."""

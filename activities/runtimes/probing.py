@@ -3,7 +3,22 @@
 import asyncio
 
 _TIMEOUT_S = 2.0
+_PATIENCE_S = 0.25
+_PAUSE_S = 0.01
 _SERVER_ERROR = 500
+
+
+async def answers_soon(host: str, port: int) -> bool:
+    """As `answers`, asked again for a moment while nobody listens: a server that comes up is seen at once, and
+    without asking the runtime for its address each time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _PATIENCE_S
+    while not await answers(host, port):
+        if loop.time() >= deadline:
+            return False
+        await asyncio.sleep(_PAUSE_S)
+    return True
 
 
 async def answers(host: str, port: int) -> bool:
