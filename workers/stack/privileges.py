@@ -44,6 +44,8 @@ def as_unprivileged(command: list[str], *, needs: list[Path], signal: str | None
     if not all(_open_to_others(path) for path in needs):
         passing = "+dac_read_search,+dac_override"
         words += ["--inh-caps", passing, "--ambient-caps", passing]
+        # Without it access(2), by which initdb looks for `postgres`, counts no right of a user that isn't root.
+        words += ["--securebits", "+no_setuid_fixup"]
     if signal:
         words += ["--pdeathsig", signal]
     return [*words, "--", *command]
