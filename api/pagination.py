@@ -31,13 +31,7 @@ class Page(BaseModel, Generic[Item]):
 class PageRequest:
     """Which page a client wants. Repositories are asked for `limit + 1` rows, so that "is there more" is known."""
 
-    def __init__(
-        self,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[
-            str | None, Query(max_length=_MAX_CURSOR, description="`next_cursor` of the page before.")
-        ] = None,
-    ) -> None:
+    def __init__(self, limit: int = 50, cursor: str | None = None) -> None:
         self.limit = limit
         self._cursor = cursor
 
@@ -75,7 +69,16 @@ class PageRequest:
             raise _bad_cursor() from error
 
 
-PageQuery = Annotated[PageRequest, Depends()]
+async def _page_request(
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[
+        str | None, Query(max_length=_MAX_CURSOR, description="`next_cursor` of the page before.")
+    ] = None,
+) -> PageRequest:
+    return PageRequest(limit, cursor)
+
+
+PageQuery = Annotated[PageRequest, Depends(_page_request)]
 
 
 def encode_cursor(last_id: int | UUID) -> str:

@@ -12,7 +12,7 @@ MAX_WAIT_S = 60
 _WAIT = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*', re.IGNORECASE)
 
 
-def wanted_wait(
+async def wanted_wait(
     prefer: Annotated[
         str | None,
         Header(max_length=200, description=f"`wait=N`: hold the answer until the work ends, N ≤ {MAX_WAIT_S}."),

@@ -50,8 +50,12 @@ class Services:
 
 
 def get_services(connection: HTTPConnection) -> Services:
-    """The services of this application; a dependency."""
+    """The services of this application."""
     return cast("Services", connection.app.state.services)
 
 
-ServicesDep = Annotated[Services, Depends(get_services)]
+async def _services(connection: HTTPConnection) -> Services:
+    return get_services(connection)  # a coroutine, because FastAPI runs any other dependency in a thread
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

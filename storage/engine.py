@@ -48,6 +48,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=_POOL_TIMEOUT_S,
+            hide_parameters=True,  # a statement's values (hashes, emails) stay out of error texts and so of the log
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         event.listen(self._engine.sync_engine, "handle_error", _translate, retval=True)

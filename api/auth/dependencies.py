@@ -55,11 +55,15 @@ class AuthTools:
 
 
 def get_auth_tools(connection: HTTPConnection) -> AuthTools:
-    """The tools of this application; a dependency."""
+    """The tools of this application."""
     return cast("AuthTools", connection.app.state.auth)
 
 
-AuthToolsDep = Annotated[AuthTools, Depends(get_auth_tools)]
+async def _auth_tools(connection: HTTPConnection) -> AuthTools:
+    return get_auth_tools(connection)
+
+
+AuthToolsDep = Annotated[AuthTools, Depends(_auth_tools)]
 
 
 async def authenticate(connection: HTTPConnection, ticket: str | None = None) -> Principal:

@@ -24,7 +24,7 @@ _COOKIE_PATH = "/api/auth"
 _LONGEST_TOKEN = 200
 
 
-def offered_refresh_token(
+async def offered_refresh_token(
     request: Request,
     services: ServicesDep,
     body: Annotated[RefreshIn | None, Body()] = None,

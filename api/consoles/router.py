@@ -25,7 +25,7 @@ _EVENT_STREAM = "text/event-stream"
 _CLIENT_GONE = 499
 
 
-def wants_events(accept: Annotated[str, Header()] = "") -> bool:
+async def wants_events(accept: Annotated[str, Header()] = "") -> bool:
     """Whether the client asks for server-sent events."""
     return _EVENT_STREAM in accept
 
@@ -57,7 +57,9 @@ async def dev_server_logs(
     pieces = _log(services, project, tail, follow=follow)
     if events:
         return event_stream(_log_frames(pieces))
-    # The first piece decides on the status: an engine that is away is a 503, not a broken text.
+    # An engine that is away is a 503, not a broken text; a followed log's first piece may be long in coming.
+    if follow:
+        await services.runtime.inspect(project.ref)
     first = b"" if follow else await anext(pieces, b"")
     headers = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
     return StreamingResponse(_continued(first, pieces), media_type="text/plain; charset=utf-8", headers=headers)

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/api/projects/{project_id}", tags=["events"])
 _MAX_SEQ = 2**63 - 1
 
 
-def wanted_types(
+async def wanted_types(
     types: Annotated[
         str | None, Query(max_length=1000, description="Only these types, separated by commas; all when absent.")
     ] = None,
@@ -38,7 +38,7 @@ def wanted_types(
     return chosen
 
 
-def resume_point(
+async def resume_point(
     since: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="Begin after this number.")] = 0,
     last_event_id: Annotated[
         str | None,

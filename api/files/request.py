@@ -33,7 +33,7 @@ class _AnyPath(Convertor[str]):
 register_url_convertor("anypath", _AnyPath())
 
 
-def file_path(
+async def file_path(
     request: Request,
     path: Annotated[  # noqa: ARG001 -- tells the OpenAPI document of the parameter
         str, Path(description="Relative to the project's folder; percent-encoded once, `/` may be plain.")
@@ -58,7 +58,7 @@ async def ready_project(project: OwnedProject) -> ProjectRecord:
     return project
 
 
-def write_condition(
+async def write_condition(
     if_match: Annotated[str | None, Header(description="Only over the file with this etag; `*`: over any.")] = None,
     if_none_match: Annotated[str | None, Header(description="`*`: only where nothing is.")] = None,
 ) -> FilePrecondition:

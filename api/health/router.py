@@ -45,7 +45,7 @@ class Alive(BaseModel):
     status: Literal["alive"] = "alive"
 
 
-def get_metrics(request: Request) -> Metrics:
+async def get_metrics(request: Request) -> Metrics:
     """The application's metrics; a dependency."""
     return cast("Metrics", request.app.state.metrics)
 

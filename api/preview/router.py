@@ -49,7 +49,7 @@ async def create_preview_token(project: OwnedProject, services: ServicesDep, res
     return PreviewTokenOut(token=token, url=url, expires_in=TOKEN_LIFETIME_S)
 
 
-def get_gate(
+async def get_gate(
     connection: HTTPConnection,
     key: Annotated[str, Query()] = "",
     x_studio_gate: Annotated[str, Header()] = "",

@@ -1,3 +1,4 @@
+import inspect
 import io
 import json
 import logging
@@ -7,10 +8,12 @@ import httpx
 import pytest
 import structlog
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.responses import HTMLResponse
+from fastapi.security import OAuth2PasswordRequestForm
 from structlog.testing import capture_logs
 
-from api.app import create_app
+from api.app import ROUTERS, create_app
 from api.log import REDACTED, configure_logging
 from api.middleware import JSON_BODY_LIMIT
 from api.services import ApiConfig
@@ -99,6 +102,21 @@ def test_no_route_ends_with_a_slash(app: FastAPI) -> None:
     paths = app.openapi()["paths"]
     assert "/api/auth/login" in paths
     assert [path for path in paths if path.endswith("/")] == []
+
+
+def test_no_dependency_takes_a_thread() -> None:
+    """FastAPI runs a plain function in a thread: two hops a request that wait for each other under load."""
+
+    def in_threads(dependant: Dependant) -> set[str]:
+        found = set().union(*(in_threads(inner) for inner in dependant.dependencies))
+        call = dependant.call
+        asynchronous = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
+        return found if asynchronous else {*found, repr(call)}
+
+    dependants = [getattr(route, "dependant", None) for router in ROUTERS for route in router.routes]
+    assert all(isinstance(dependant, Dependant) for dependant in dependants)
+    found = set().union(*(in_threads(dependant) for dependant in dependants if dependant is not None))
+    assert found == {repr(OAuth2PasswordRequestForm)}  # FastAPI's own; beside argon2 it is nothing
 
 
 async def test_the_log_has_the_request_and_no_secret(client: httpx.AsyncClient, account: Account) -> None:
