@@ -120,6 +120,12 @@ def test_one_port_for_two_is_refused(tmp_path: Path) -> None:
     assert f"PREVIEW_PORT and API_PORT are both {other['API_PORT']}" in running.output
 
 
+def test_mode_of_a_cluster_is_refused(tmp_path: Path) -> None:
+    running = RunningStack(stack_environment(tmp_path / "data") | {"DEPLOYMENT_MODE": "kubernetes"})
+    assert running.wait_end(30) == 1
+    assert running.output.startswith("DEPLOYMENT_MODE: ")
+
+
 def test_weak_key_is_refused(tmp_path: Path) -> None:
     running = RunningStack(stack_environment(tmp_path / "data") | {"SECRET_KEY": "weak"})
     assert running.wait_end(30) == 1

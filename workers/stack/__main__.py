@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from workers.settings import load_settings
+from workers.settings import DeploymentMode, load_settings
 from workers.stack.console import fail, say
 from workers.stack.data_directory import DataDirectory, StackError
 from workers.stack.engine import choose_mode
@@ -21,6 +21,8 @@ _DOWN_TIMEOUT_S = 90.0
 def up() -> None:
     """Run the stack in the foreground until Ctrl-C. Raises `StackError`."""
     settings = load_settings()
+    if settings.deployment_mode is DeploymentMode.KUBERNETES:
+        raise StackError("DEPLOYMENT_MODE: `make up` runs dev servers on this machine: docker, local, or unset.")
     data = DataDirectory(settings.data_dir)
     data.create()
     with data.lock():
