@@ -335,7 +335,7 @@ class DockerRuntime:
         try:
             with faults():
                 async with asyncio.timeout(_START_S):
-                    await self._container(identifier).start()
+                    await self._start_once(identifier)
             started = True
         finally:
             if not started:
@@ -344,6 +344,14 @@ class DockerRuntime:
         if status is None:
             raise NameTakenError("The container was removed while it was started.")
         return status
+
+    async def _start_once(self, identifier: str) -> None:
+        try:
+            await self._container(identifier).start()
+        except DockerError as error:
+            if error.status == NOT_FOUND and "no such container" in str(error.message).lower():
+                raise NameTakenError("Another start of it failed at the same time, and removed it.") from error
+            raise
 
     async def _remove_unstarted(self, identifier: str) -> None:
         try:

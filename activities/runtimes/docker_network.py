@@ -37,12 +37,14 @@ class UserNetworks:
         """
         name = network_name(self._instance, user_id)
         with faults():
-            found = await self._ids(name)
+            # One look for both: were the name asked for first, a network made in between would only be avoided.
+            networks = await self._docker.networks.list()
+            found = [network for network in networks if network["Name"] == name]
             if len(found) > 1:
                 await self._settle(name)
             if found:
                 return
-            for subnet in self._candidates(await self._taken(), user_id):
+            for subnet in self._candidates(_subnets(networks), user_id):
                 if await self._create(name, user_id, subnet) or await self._await_owner(name, subnet):
                     await self._settle(name)
                     return
@@ -74,7 +76,7 @@ class UserNetworks:
         for _ in range(_LOOKS):
             if await self._ids(name):
                 return True
-            if any(subnet.overlaps(other) for other in await self._taken()):
+            if any(subnet.overlaps(other) for other in _subnets(await self._docker.networks.list())):
                 return bool(await self._ids(name))
             await asyncio.sleep(_LOOK_S)
         return False
@@ -96,15 +98,6 @@ class UserNetworks:
         found = await self._docker.networks.list(filters={"name": [name]})
         return sorted(network["Id"] for network in found if network["Name"] == name)
 
-    async def _taken(self) -> list[ipaddress.IPv4Network]:
-        taken = []
-        for network in await self._docker.networks.list():
-            for entry in (network.get("IPAM") or {}).get("Config") or []:
-                subnet = ipaddress.ip_network(entry.get("Subnet", "0.0.0.0/32"), strict=False)
-                if isinstance(subnet, ipaddress.IPv4Network):
-                    taken.append(subnet)
-        return taken
-
     def _candidates(self, taken: list[ipaddress.IPv4Network], user_id: int) -> Iterator[ipaddress.IPv4Network]:
         """Free ranges, beginning at a place of the user's own so that two users seldom want the same."""
         count = 2 ** (_PREFIX - self._pool.prefixlen)
@@ -121,6 +114,16 @@ class UserNetworks:
             attempts += 1
             if attempts == _ATTEMPTS:
                 return
+
+
+def _subnets(networks: list[dict[str, Any]]) -> list[ipaddress.IPv4Network]:
+    taken = []
+    for network in networks:
+        for entry in (network.get("IPAM") or {}).get("Config") or []:
+            subnet = ipaddress.ip_network(entry.get("Subnet", "0.0.0.0/32"), strict=False)
+            if isinstance(subnet, ipaddress.IPv4Network):
+                taken.append(subnet)
+    return taken
 
 
 def network_config(name: str, instance: str, user_id: int, subnet: ipaddress.IPv4Network) -> dict[str, Any]:

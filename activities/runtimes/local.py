@@ -53,6 +53,7 @@ from activities.runtimes.local_sandbox import (
     make_groups,
     owner_of_files,
     reachable_by_others,
+    remove_groups,
 )
 from activities.runtimes.local_state import Record, ServerFolder
 from activities.runtimes.probing import answers_soon
@@ -171,6 +172,7 @@ class LocalRuntime:
         async with folder.changing():
             await self._end(folder, 0.5)
             await asyncio.to_thread(shutil.rmtree, folder.path, ignore_errors=True)
+            remove_groups(self._group(ref))
             if not self.sandboxed:
                 await asyncio.to_thread(shutil.rmtree, self._terminals(ref), ignore_errors=True)
 
@@ -268,7 +270,7 @@ class LocalRuntime:
         sandboxed = await asyncio.to_thread(lambda: self.sandboxed)
         self._make_folders(folder, spec.ref)
         folder.write(record)
-        groups = make_groups(f"{self._settings.instance}-{spec.ref.project_id}", spec.limits)
+        groups = make_groups(self._group(spec.ref), spec.limits)
         call = message("supervisor", "main", self._supervision(folder, spec, record, groups, sandboxed=sandboxed))
         started = False
         try:
@@ -373,6 +375,9 @@ class LocalRuntime:
 
     def _cache(self, user_id: int) -> Path:
         return self._settings.projects_root.resolve() / user_subpath(user_id) / "cache"
+
+    def _group(self, ref: ProjectRef) -> str:
+        return f"{self._settings.instance}-{ref.project_id}"
 
     def _root(self, ref: ProjectRef) -> str:
         return PROJECT_FOLDER if self.sandboxed else str(self._project(ref))

@@ -1,5 +1,6 @@
 """What a local dev server sees of this machine, and how much of it it may use."""
 
+import contextlib
 import os
 import shutil
 import stat
@@ -125,6 +126,13 @@ def make_groups(name: str, limits: ResourceLimits) -> Groups:
         return _make_v1(name, limits)
     except OSError:
         return Groups()
+
+
+def remove_groups(name: str) -> None:
+    """Remove what `make_groups` made, where a killed supervisor couldn't; one still in use stays."""
+    for parent in (_CGROUPS, *(_CGROUPS / controller for controller in ("memory", "pids", "cpu"))):
+        with contextlib.suppress(OSError):
+            (parent / "studio" / name).rmdir()
 
 
 def _make_v2(name: str, limits: ResourceLimits) -> Groups:
