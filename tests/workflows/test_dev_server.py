@@ -15,6 +15,7 @@ from workflows.contracts.dev_servers import (
     DevServerCommand,
     DevServerInput,
     DevServerState,
+    IdleVerdict,
     ServerExit,
 )
 from workflows.dev_server import DevServer
@@ -96,6 +97,35 @@ async def test_a_stop_during_a_launch_waits_for_its_end_and_wins(temporal: Workf
         await server.command(2, STOP)
         await server.ended()
         assert server.world.notes == ["launch 1", "launch ended", "stop", "stopped"]
+
+
+async def test_a_stop_during_a_launch_that_succeeds_all_the_same_does_not_wait_for_an_answer(
+    temporal: WorkflowEnvironment,
+) -> None:
+    world = worlds.DeafLaunch()
+    async with entity(temporal, world) as server:
+        await server.command(1, START)
+        await server.until(lambda: "launch 1" in world.notes)
+        await server.command(2, STOP)
+        await asyncio.sleep(0.2)
+        world.done.set()
+        await server.ended()
+        assert world.notes == ["launch 1", "stop", "stopped"]
+
+
+async def test_a_command_at_the_moment_in_which_the_leases_are_told_is_served(temporal: WorkflowEnvironment) -> None:
+    """Both are in one workflow task, since no worker is there when they come."""
+    world = worlds.HeldAnswer()
+    async with entity(temporal, world) as server:
+        await server.command(1, START)
+        await server.until(lambda: world.held is not None)
+    await server.command(2, STOP)
+    verdict = IdleVerdict(now=world.now(), expires_at=world.now() + timedelta(hours=1), pinned=False)
+    assert world.held is not None
+    await temporal.client.get_async_activity_handle(task_token=world.held).complete(verdict)
+    async with worlds.worker(temporal.client, server.queue, world):
+        await server.ended()
+    assert world.states == ["running", "stopped"]
 
 
 async def test_signals_in_the_wrong_order_end_in_the_highest_generation(temporal: WorkflowEnvironment) -> None:

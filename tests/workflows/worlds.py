@@ -143,6 +143,32 @@ class SlowLaunch(DevServerWorld):
             self.notes.append("launch ended")
 
 
+class DeafLaunch(DevServerWorld):
+    """A launch that no cancellation reaches: it succeeds once `done` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = asyncio.Event()
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        await super().launch_dev_server(step)
+        await self.done.wait()
+
+
+class HeldAnswer(UnwatchedServer):
+    """The first question for leases is answered by the test, with the token that it finds in `held`."""
+
+    held: bytes | None = None
+
+    @activity.defn(name="read_idleness")
+    async def read_idleness(self, step: DevServerStep) -> IdleVerdict:
+        if self.held is None:
+            self.held = activity.info().task_token
+            activity.raise_complete_async()
+        return await super().read_idleness(step)
+
+
 class MissingImage(DevServerWorld):
     """The image isn't there: a cause that doesn't pass by itself."""
 
