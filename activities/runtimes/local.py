@@ -50,6 +50,7 @@ from activities.runtimes.local_sandbox import (
     Places,
     bwrap_arguments,
     bwrap_works,
+    certificates,
     make_groups,
     owner_of_files,
     reachable_by_others,
@@ -323,7 +324,8 @@ class LocalRuntime:
         path += [f"{sys.prefix}/bin", "/usr/local/bin", "/usr/bin", "/bin"]
         toolchain = {} if seen.toolchain is None else {"STUDIO_TOOLCHAIN": str(seen.toolchain)}
         base = {"PATH": ":".join(path), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return base | toolchain | server_environment(spec, around) | {MARK: record.id}
+        base |= certificates() | toolchain
+        return base | server_environment(spec, around) | {MARK: record.id}
 
     def _make_folders(self, folder: ServerFolder, ref: ProjectRef) -> None:
         for path in (folder.box, folder.box / "home", self._cache(ref.user_id)):

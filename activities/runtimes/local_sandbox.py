@@ -35,6 +35,14 @@ _ETC: Final = (
     "services",
     "ssl",
 )
+_CERTIFICATES: Final = (
+    "NODE_EXTRA_CA_CERTS",
+    "SSL_CERT_FILE",
+    "PIP_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+)
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MIB: Final = 1024 * 1024
 _TEMPORARY_BYTES: Final = 256 * _MIB
@@ -50,6 +58,15 @@ class Places:
     cache: Path
     box: Path
     toolchain: Path | None
+
+
+def certificates() -> dict[str, str]:
+    """Variables by which programs trust the authorities of this machine's network, each with a file that is there.
+
+    A dev server's npm and pip go through the same network: without them they retry for minutes, and fail.
+    """
+    named = {name: os.environ.get(name, "") for name in _CERTIFICATES}
+    return {name: path for name, path in named.items() if Path(path).is_absolute() and Path(path).is_file()}
 
 
 def bwrap_works() -> bool:
@@ -81,8 +98,8 @@ def bwrap_arguments(places: Places) -> list[str]:
     for path in (Path("/etc") / name for name in _ETC):
         if path.exists():
             arguments += ["--ro-bind", str(path.resolve()), str(path)]
-    for path in _interpreters():
-        arguments += [*_passable(path), "--ro-bind", str(path), str(path)]
+    for path in [*_interpreters(), *map(Path, sorted(set(certificates().values())))]:
+        arguments += [*_passable(path), "--ro-bind", str(path.resolve()), str(path)]
     in_memory = ["--size", str(_TEMPORARY_BYTES), "--perms", "1777", "--tmpfs"]
     arguments += [*in_memory, "/tmp", *_passable(Path(HOME_FOLDER)), *in_memory, HOME_FOLDER]  # noqa: S108 -- its own
     arguments += [*_passable(Path(PROJECT_FOLDER)), *_passable(Path(BOX))]
