@@ -14,6 +14,8 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[2]
+KEPT = ("PATH", "HOME", "LANG", "DOCKER_HOST", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
+"""What the machine needs, its network's own certificate authority included: npm retries for a minute without it."""
 PARTS = ("postgres", "temporal", "traefik", "worker", "api")
 
 
@@ -31,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 def stack_environment(data: Path) -> dict[str, str]:
     """Free ports and a folder of its own, nothing of the developer's own settings."""
     ports = dict(zip(("API_PORT", "PREVIEW_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT"), free_ports(4), strict=True))
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "DOCKER_HOST") if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return {**kept, "DATA_DIR": str(data), "DEPLOYMENT_MODE": "docker", **{n: str(p) for n, p in ports.items()}}
 
 
