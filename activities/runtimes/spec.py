@@ -66,6 +66,7 @@ class Surroundings:
 
 def server_environment(spec: DevServerSpec, around: Surroundings) -> dict[str, str]:
     """The owner's variables, and over them ours."""
+    host = preview_host(spec.ref, around.preview_domain)
     return {
         "npm_config_fund": "false",
         "npm_config_update_notifier": "false",
@@ -73,7 +74,9 @@ def server_environment(spec: DevServerSpec, around: Surroundings) -> dict[str, s
         "PORT": str(around.port),
         "HOST": around.host,
         "HOME": around.home,
-        "STUDIO_PREVIEW_HOST": preview_host(spec.ref, around.preview_domain),
+        "STUDIO_PREVIEW_HOST": host,
+        # Vite refuses hosts that it doesn't know; our templates name theirs, a project from elsewhere doesn't.
+        "__VITE_ADDITIONAL_SERVER_ALLOWED_HOSTS": host,
         "npm_config_cache": f"{around.cache}/npm",
         "PIP_CACHE_DIR": f"{around.cache}/pip",
         "UV_CACHE_DIR": f"{around.cache}/uv",
