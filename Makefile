@@ -3,7 +3,7 @@ UV := .venv/bin/uv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: up down image test test-chaos test-slow check format bench
+.PHONY: up down superuser image test test-chaos test-slow check format bench
 
 $(UV):
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,10 @@ up: .venv/.synced
 
 down: .venv/.synced
 	@$(BIN)/python -m workers.stack down
+
+# `make superuser EMAIL=ada@example.com`: the first one; superusers make others over the API.
+superuser: .venv/.synced
+	@$(BIN)/python -m workers.superuser "$(EMAIL)"
 
 # The dev-server image; `make up` makes it when it is missing, this also when its inputs have changed.
 image: .venv/.synced

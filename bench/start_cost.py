@@ -117,7 +117,8 @@ class Peer:
         return time.perf_counter() - began
 
     def _port(self) -> str:
-        return next(item for item in self._settings["Config"]["Env"] if item.startswith("PORT=")).removeprefix("PORT=")
+        variables: list[str] = self._settings["Config"]["Env"]
+        return next(item for item in variables if item.startswith("PORT=")).removeprefix("PORT=")
 
     def _command(self) -> list[str]:
         config, host = self._settings["Config"], self._settings["HostConfig"]

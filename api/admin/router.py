@@ -13,6 +13,8 @@ from storage import credentials, overview, users
 from storage.overview import ProjectOverview
 from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.errors import ConflictError
+from workflows.contracts.reconcile import ReconcileInput, ReconcileReport
+from workflows.contracts.starts import run_reconcile
 
 router = APIRouter(prefix="/api/admin", tags=["admin"])
 
@@ -40,6 +42,16 @@ async def patch_user(user: SuperUser, services: ServicesDep, user_id: UserId, bo
         if not changed.is_active:
             await credentials.revoke_sessions(session, user_id)
     return AdminUser.of(changed)
+
+
+@router.post("/sweep", responses=problems(503))
+async def sweep(_user: SuperUser, services: ServicesDep, *, dry_run: bool = True) -> ReconcileReport:
+    """Compare rows, running workflows and containers, as the schedule does every minute.
+
+    By default nothing is changed: the report tells what a sweep would mend or remove.
+    """
+    client = await services.temporal.require()
+    return await run_reconcile(client, ReconcileInput(dry_run=dry_run))
 
 
 @router.get("/projects")

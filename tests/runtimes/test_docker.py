@@ -74,6 +74,7 @@ def test_the_container_is_asked_for_exactly_so() -> None:
             "STUDIO_PREVIEW_HOST=user7-project12.preview.example.com",
             "TOKEN=s3cret",
             "UV_CACHE_DIR=/cache/uv",
+            "__VITE_ADDITIONAL_SERVER_ALLOWED_HOSTS=user7-project12.preview.example.com",
             "npm_config_cache=/cache/npm",
             "npm_config_fund=false",
             "npm_config_update_notifier=false",

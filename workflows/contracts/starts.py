@@ -5,6 +5,7 @@ first. Raises `temporalio.service.RPCError` when the server doesn't answer withi
 """
 
 from datetime import timedelta
+from uuid import uuid4
 
 from temporalio.client import Client
 from temporalio.common import (
@@ -16,8 +17,16 @@ from temporalio.common import (
 )
 
 from workflows.contracts.dev_servers import DevServerCommand, DevServerInput
-from workflows.contracts.names import TASK_QUEUE, ProjectRef, delete_project_id, dev_server_id, provision_project_id
+from workflows.contracts.names import (
+    RECONCILE_ID,
+    TASK_QUEUE,
+    ProjectRef,
+    delete_project_id,
+    dev_server_id,
+    provision_project_id,
+)
 from workflows.contracts.projects import ProjectInput
+from workflows.contracts.reconcile import ReconcileInput, ReconcileReport
 
 USER_ID = SearchAttributeKey.for_keyword("UserId")
 PROJECT_ID = SearchAttributeKey.for_keyword("ProjectId")
@@ -25,6 +34,10 @@ TASK_STATE = SearchAttributeKey.for_keyword("TaskState")
 
 RPC_TIMEOUT = timedelta(seconds=4)
 """A request that waits longer for Temporal is answered 503; the row stands, and `Reconcile` starts the work."""
+
+
+RECONCILE_LIMIT = timedelta(seconds=60)
+"""An operator waits for a sweep no longer; what it didn't reach, the schedule does."""
 
 
 def project_attributes(ref: ProjectRef) -> TypedSearchAttributes:
@@ -56,6 +69,20 @@ async def _start_project_workflow(client: Client, name: str, workflow_id: str, p
         static_summary=f"{name} {project.project_id} of user {project.user_id}",
         rpc_timeout=RPC_TIMEOUT,
     )
+
+
+async def run_reconcile(client: Client, request: ReconcileInput) -> ReconcileReport:
+    """Run one `Reconcile` now, beside the schedule, and return its report. Ends within `RECONCILE_LIMIT`."""
+    report: ReconcileReport = await client.execute_workflow(
+        "Reconcile",
+        request,
+        id=f"{RECONCILE_ID}-by-hand-{uuid4()}",
+        task_queue=TASK_QUEUE,
+        result_type=ReconcileReport,
+        execution_timeout=RECONCILE_LIMIT,
+        static_summary="A sweep that an operator asked for" + (", as a dry run" if request.dry_run else ""),
+    )
+    return report
 
 
 async def command_dev_server(client: Client, server: DevServerInput, command: DevServerCommand) -> None:
