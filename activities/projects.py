@@ -84,21 +84,23 @@ class Projects(ProjectActivities):
             ) from None
 
     async def _tell_stage(self, project: ProjectInput, stage: ProvisionStage) -> ProjectRecord:
-        """Write the stage down. A project that is gone or being deleted needs nothing any more: not retried."""
+        """Write the stage down, once. A project that is gone, being deleted or done needs nothing: not retried."""
         async with self._database.transaction() as session:
-            told = await projects.set_state(session, project.project_id, ProjectState.PROVISIONING, stage=stage)
-            record = await projects.get(session, project.project_id)
-            if not told or record is None:
+            record = await projects.lock(session, project.project_id)
+            if record is None or record.state == ProjectState.DELETING:
                 raise ApplicationError("The project was deleted.", type="project_deleted", non_retryable=True)
-            await operations.set_stage(session, UUID(project.operation_id), stage)
+            if record.state != ProjectState.PROVISIONING:
+                raise ApplicationError("The project was provisioned.", type="superseded", non_retryable=True)
+            if await operations.set_stage(session, UUID(project.operation_id), stage):
+                await projects.set_state(session, project.project_id, ProjectState.PROVISIONING, stage=stage)
             return record
 
     @activity.defn(name="finish_provision")
     async def finish_provision(self, project: ProjectInput) -> None:
         """See `ProjectActivities`."""
         async with self._database.transaction() as session:
-            await projects.set_state(session, project.project_id, ProjectState.READY)
-            await operations.finish(session, UUID(project.operation_id))
+            if await projects.set_state(session, project.project_id, ProjectState.READY):
+                await operations.finish(session, UUID(project.operation_id))
 
     @activity.defn(name="fail_provision")
     async def fail_provision(self, failure: ProvisionFailure) -> None:
@@ -108,8 +110,8 @@ class Projects(ProjectActivities):
             await self._files.destroy(project.ref)
         error = {"code": failure.code, "detail": failure.detail, "retryable": False}
         async with self._database.transaction() as session:
-            await projects.set_state(session, project.project_id, ProjectState.FAILED, reason=failure.detail)
-            await operations.finish(session, UUID(project.operation_id), error)
+            if await projects.set_state(session, project.project_id, ProjectState.FAILED, reason=failure.detail):
+                await operations.finish(session, UUID(project.operation_id), error)
 
     @activity.defn(name="await_workflows_closed")
     async def await_workflows_closed(self, project: ProjectInput) -> None:

@@ -69,9 +69,10 @@ async def running(session: AsyncSession, project_id: int, kind: OperationKind) -
     return None if row is None else _record(row)
 
 
-async def set_stage(session: AsyncSession, operation_id: UUID, stage: str) -> None:
-    """Tell how far it is; an ended operation stays as it is."""
-    await _change(session, Operation.id == operation_id, stage=stage)
+async def set_stage(session: AsyncSession, operation_id: UUID, stage: str) -> bool:
+    """Tell how far it is. False, and nothing told, when that is known or the operation has ended."""
+    news = Operation.stage.is_distinct_from(stage)
+    return await _change(session, (Operation.id == operation_id) & news, stage=stage)
 
 
 async def finish(session: AsyncSession, operation_id: UUID, error: dict[str, Any] | None = None) -> None:
@@ -117,12 +118,15 @@ async def _end(session: AsyncSession, condition: ColumnElement[bool], error: dic
     await _change(session, condition, state=state, error=error, ended_at=func.now())
 
 
-async def _change(session: AsyncSession, condition: ColumnElement[bool], **values: object) -> None:
-    changed = await session.scalars(
+async def _change(session: AsyncSession, condition: ColumnElement[bool], **values: object) -> bool:
+    """Whether there was one that hadn't ended."""
+    rows = await session.scalars(
         update(Operation)
         .where(condition, Operation.state == OperationState.RUNNING)
         .values(**values)
         .returning(Operation.id)
     )
-    for operation_id in changed.all():
+    changed = rows.all()
+    for operation_id in changed:
         await session.execute(select(func.pg_notify(CHANNEL, str(operation_id))))
+    return bool(changed)

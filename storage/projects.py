@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log
@@ -12,6 +13,14 @@ from workflows.contracts.errors import ConflictError
 from workflows.contracts.events import EventType, NewEvent
 from workflows.contracts.names import ProjectRef
 from workflows.contracts.projects import ProjectState
+
+_FROM: Final = {
+    ProjectState.PROVISIONING: {ProjectState.PROVISIONING},
+    ProjectState.READY: {ProjectState.PROVISIONING, ProjectState.READY},
+    ProjectState.FAILED: {ProjectState.PROVISIONING, ProjectState.FAILED},
+    ProjectState.DELETING: {ProjectState.PROVISIONING, ProjectState.READY, ProjectState.FAILED},
+}
+"""From which states each may be reached: what a worker that was thought dead says late changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +122,18 @@ async def rename(
 async def set_state(
     session: AsyncSession, project_id: int, state: ProjectState, *, reason: str | None = None, stage: str | None = None
 ) -> bool:
-    """Change the state and tell it. False, and nothing done, when the project is gone or being deleted.
+    """Change the state and tell it. False, and nothing done, when the project is gone or `state` can't follow its own.
 
-    A `stage` alone (the state stays) is told as well: that is how a provision shows its progress.
+    A `stage` alone (the state stays) is told as well: that is how a provision shows its progress. The same again,
+    without a stage, is told once.
     """
-    changed = await session.execute(
-        update(Project)
-        .where(Project.id == project_id, Project.state != ProjectState.DELETING)
-        .values(state=state, state_reason=reason)
-        .returning(Project.id)
-    )
-    if changed.first() is None:
+    row = await session.get(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+    if row is None or row.state not in _FROM[state]:
         return False
-    await event_log.append(session, [_state_event(project_id, state, reason, stage)])
+    if (row.state, row.state_reason) != (state, reason) or stage is not None:
+        row.state, row.state_reason = state, reason
+        await session.flush()
+        await event_log.append(session, [_state_event(project_id, state, reason, stage)])
     return True
 
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from activities.ports import FileStore
 from api.services import Services
@@ -353,7 +354,9 @@ async def test_files_of_a_project_that_is_not_ready(
     project: Files, database: Database, state: ProjectState, expected: tuple[int, str]
 ) -> None:
     async with database.transaction() as session:
-        await projects.set_state(session, project.project_id, state)
+        await session.execute(
+            text("UPDATE projects SET state = :state WHERE id = :id"), {"state": state, "id": project.project_id}
+        )
     assert code(await project.get("a")) == expected
     assert code(await project.put("a", b"")) == expected
 
