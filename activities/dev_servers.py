@@ -13,9 +13,10 @@ from temporalio.exceptions import ApplicationError
 from activities.errors import RuntimeFault
 from activities.files.start_detection import detect
 from activities.files.watch import ObservedChange, watch_changes
-from activities.ports import ContainerStatus, DevServerSpec, FileStore, ResourceLimits, Runtime
+from activities.ports import ContainerState, ContainerStatus, DevServerSpec, FileStore, ResourceLimits, Runtime
 from activities.working import working
 from storage import dev_servers, environment, event_log, file_events, leases, projects
+from storage.dev_servers import DevServerRecord
 from storage.engine import Database
 from storage.secret_box import SecretBox
 from workflows.contracts.dev_servers import (
@@ -36,6 +37,7 @@ from workflows.contracts.projects import ProjectState
 
 log = structlog.get_logger()
 
+_DOWN: Final = {DevServerState.STOPPED, DevServerState.FAILED}
 _FIRST_PROBE_S: Final = 0.02
 _LONGEST_PROBE_S: Final = 0.5
 _TAIL_LINES: Final = 50
@@ -74,24 +76,33 @@ class DevServers(DevServerActivities):
     async def launch_dev_server(self, step: DevServerStep) -> None:
         """See `DevServerActivities`."""
         async with working():
-            await self._check_wanted(step)
+            if await self._take_up(step) and await self._is_up(step.ref):
+                return  # its workflow was lost, the server wasn't: it is adopted as it is
+            async with self._database.transaction() as session:
+                await dev_servers.record(session, StateChange(step=step, state=DevServerState.STARTING))
             spec = await self._spec(step.ref)
             await self._runtime.launch(spec, on_stage=lambda stage: self._tell_stage(step, stage))
 
-    async def _check_wanted(self, step: DevServerStep) -> None:
-        """Refuse what is no longer wanted: this attempt may be a late one, of a worker that was thought dead."""
+    async def _take_up(self, step: DevServerStep) -> bool:
+        """Whether the row says that the server runs for this command already. Refuses what is no longer wanted."""
         async with self._database.transaction() as session:
             project = await projects.get(session, step.project_id)
             server = await dev_servers.get(session, step.project_id)
-            if project is None or server is None or project.state == ProjectState.DELETING:
-                raise _final("superseded", "The project is being deleted.")
-            if server.generation > step.generation and server.action == DevServerAction.STOP:
-                raise _final("superseded", "A later stop took its place.")
-            if project.state == ProjectState.PROVISIONING:
-                raise _final(PROVISIONING, "The project is still being provisioned.")
-            if project.state == ProjectState.FAILED:
-                raise _final("project_failed", "The project could not be provisioned.")
-            await dev_servers.record(session, StateChange(step=step, state=DevServerState.STARTING))
+        if project is None or server is None or project.state == ProjectState.DELETING:
+            raise _final("superseded", "The project is being deleted.")
+        if server.generation > step.generation and server.action == DevServerAction.STOP:
+            raise _final("superseded", "A later stop took its place.")
+        if _is_late(server, step) or (server.observed_generation == step.generation and server.state in _DOWN):
+            raise _final("superseded", "This start has had its turn.")
+        if project.state == ProjectState.PROVISIONING:
+            raise _final(PROVISIONING, "The project is still being provisioned.")
+        if project.state == ProjectState.FAILED:
+            raise _final("project_failed", "The project could not be provisioned.")
+        return server.observed_generation == step.generation and server.state == DevServerState.RUNNING
+
+    async def _is_up(self, ref: ProjectRef) -> bool:
+        status = await self._runtime.inspect(ref)
+        return status is not None and status.state == ContainerState.RUNNING
 
     async def _spec(self, ref: ProjectRef) -> DevServerSpec:
         plan = await detect(self._files, ref)
@@ -185,7 +196,10 @@ class DevServers(DevServerActivities):
     async def stop_dev_server(self, step: DevServerStep) -> None:
         """See `DevServerActivities`."""
         async with working():
-            await self._runtime.stop(step.ref)
+            async with self._database.transaction() as session:
+                server = await dev_servers.get(session, step.project_id)
+            if server is None or not _is_late(server, step):
+                await self._runtime.stop(step.ref)
 
     @activity.defn(name="retire_dev_server")
     async def retire_dev_server(self, step: DevServerStep) -> None:
@@ -214,6 +228,13 @@ class DevServers(DevServerActivities):
                     tail += piece
                     del tail[:-_TAIL_BYTES]
         return tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _is_late(server: DevServerRecord, step: DevServerStep) -> bool:
+    """Whether a later command is being served already: this attempt is of a worker that was thought dead, or of a
+    signal that came very late, and must not touch what that command has made.
+    """
+    return server.observed_generation > step.generation
 
 
 def _final(code: str, detail: str) -> ApplicationError:

@@ -131,9 +131,10 @@ async def _end_operations(session: AsyncSession, change: StateChange) -> None:
 
 
 async def set_stage(session: AsyncSession, project_id: int, generation: int, stage: str) -> bool:
-    """Tell a start's progress. False when it was superseded."""
-    current = await session.scalar(select(DevServerRow.generation).where(DevServerRow.project_id == project_id))
-    if current is None or current > generation:
+    """Tell a start's progress. False when it was superseded, or isn't starting any more."""
+    await _lock_project(session, project_id)
+    row = await session.get(DevServerRow, project_id, populate_existing=True)
+    if row is None or row.generation > generation or row.state != DevServerState.STARTING:
         return False
     event = NewEvent(project_id=project_id, type=EventType.DEV_SERVER_STAGE, data={"stage": stage})
     await event_log.append(session, [event])
