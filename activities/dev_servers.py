@@ -18,6 +18,7 @@ from activities.working import working
 from storage import dev_servers, environment, event_log, file_events, leases, projects
 from storage.dev_servers import DevServerRecord
 from storage.engine import Database
+from storage.file_events import SeenChange
 from storage.secret_box import SecretBox
 from workflows.contracts.dev_servers import (
     PROVISIONING,
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 _DOWN: Final = {DevServerState.STOPPED, DevServerState.FAILED}
 _FIRST_PROBE_S: Final = 0.02
 _LONGEST_PROBE_S: Final = 0.5
+_TELLING_S: Final = 0.15
+"""The API writes a file, then its event: a watcher that was quicker would tell of it first, as the container's."""
 _TAIL_LINES: Final = 50
 _TAIL_BYTES: Final = 8 * 1024
 _TAIL_TIMEOUT_S: Final = 5.0
@@ -164,16 +167,16 @@ class DevServers(DevServerActivities):
                 log.warning("files.changes_not_told", project_id=ref.project_id, error=repr(error))
 
     async def _append_changes(self, ref: ProjectRef, changes: list[ObservedChange]) -> None:
+        seen = [SeenChange(change.path, change.op, change.etag) for change in changes]
+        await asyncio.sleep(_TELLING_S)
         async with self._database.transaction() as session:
-            told = await file_events.last_etags(session, ref.project_id, [change.path for change in changes])
             news = [
                 NewEvent(
                     project_id=ref.project_id,
                     type=EventType.FILE_CHANGED,
                     data={"path": change.path, "op": change.op, "etag": change.etag, "by": "container"},
                 )
-                for change in changes
-                if told[change.path] != change.etag
+                for change in await file_events.untold(session, ref.project_id, seen)
             ]
             if news:
                 await event_log.append(session, news)
