@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,15 +28,10 @@ from activities.errors import (
     RuntimeUnavailableError,
 )
 from activities.ports import (
-    CommandStatus,
     ContainerState,
     ContainerStatus,
     DevServerSpec,
-    ExecExit,
-    ExecOutput,
-    ExecSpec,
     StageListener,
-    Terminal,
 )
 from activities.runtimes.docker_channels import DockerChannel, open_exec, read_log
 from activities.runtimes.docker_faults import CONFLICT, NOT_FOUND, NOT_MODIFIED, faults
@@ -50,9 +45,9 @@ from activities.runtimes.docker_spec import (
     network_name,
 )
 from activities.runtimes.guest import Guest
+from activities.runtimes.guest_runtime import GuestRuntime
 from activities.runtimes.probing import answers_soon
 from activities.runtimes.spec import PROJECT_FOLDER, check_environment
-from activities.runtimes.terminals import open_terminal
 from workflows.contracts.names import (
     LABEL_INSTANCE,
     LABEL_PROJECT,
@@ -103,7 +98,7 @@ class DockerSettings:
         )
 
 
-class DockerRuntime:
+class DockerRuntime(GuestRuntime):
     """`Runtime` on a Docker engine. Make it with a running event loop; `close` it in the same."""
 
     name = "docker"
@@ -121,7 +116,7 @@ class DockerRuntime:
         self._firewall = Firewall(
             self._docker, pool=settings.network_pool, image=settings.image, allow=settings.egress_allow
         )
-        self._guest = Guest(self, root=lambda _: PROJECT_FOLDER, terminals=lambda _: _TERMINALS)
+        super().__init__(Guest(self, root=lambda _: PROJECT_FOLDER, terminals=lambda _: _TERMINALS))
 
     @property
     def isolation(self) -> str:
@@ -228,39 +223,7 @@ class DockerRuntime:
         async for piece in read_log(self._docker, found["Id"], tail=tail, follow=follow):
             yield piece
 
-    # --- beside the server ---
-
-    def exec(self, ref: ProjectRef, spec: ExecSpec) -> AsyncIterator[ExecOutput | ExecExit]:
-        """See `Runtime.exec`."""
-        return self._guest.exec(ref, spec)
-
-    async def start_command(self, ref: ProjectRef, command_id: str, spec: ExecSpec) -> CommandStatus:
-        """See `Runtime.start_command`."""
-        return await self._guest.start_command(ref, command_id, spec)
-
-    async def command_status(self, ref: ProjectRef, command_id: str) -> CommandStatus | None:
-        """See `Runtime.command_status`."""
-        return await self._guest.command_status(ref, command_id)
-
-    async def command_output(self, ref: ProjectRef, command_id: str, *, offset: int, limit: int) -> bytes:
-        """See `Runtime.command_output`."""
-        return await self._guest.command_output(ref, command_id, offset=offset, limit=limit)
-
-    def follow_command(
-        self, ref: ProjectRef, command_id: str, *, offset: int = 0
-    ) -> AsyncIterator[bytes | CommandStatus]:
-        """See `Runtime.follow_command`."""
-        return self._guest.follow_command(ref, command_id, offset=offset)
-
-    async def kill_command(self, ref: ProjectRef, command_id: str) -> None:
-        """See `Runtime.kill_command`."""
-        await self._guest.kill_command(ref, command_id)
-
-    def terminal(
-        self, ref: ProjectRef, *, session: str | None, cols: int, rows: int
-    ) -> AbstractAsyncContextManager[Terminal]:
-        """See `Runtime.terminal`."""
-        return open_terminal(self._guest, ref, session=session, cols=cols, rows=rows)
+    # --- beside the server: see GuestRuntime ---
 
     @asynccontextmanager
     async def open_channel(self, ref: ProjectRef) -> AsyncIterator[DockerChannel]:

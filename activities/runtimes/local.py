@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,16 +31,12 @@ from activities.errors import (
     SpecInvalidError,
 )
 from activities.ports import (
-    CommandStatus,
     ContainerStatus,
     DevServerSpec,
-    ExecExit,
-    ExecOutput,
-    ExecSpec,
     StageListener,
-    Terminal,
 )
 from activities.runtimes.guest import PROGRAM, Guest, message
+from activities.runtimes.guest_runtime import GuestRuntime
 from activities.runtimes.inside.processes import MARK
 from activities.runtimes.local_channels import LocalChannel, ask_to_stop, open_process
 from activities.runtimes.local_log import read_log
@@ -70,7 +66,6 @@ from activities.runtimes.spec import (
     server_environment,
     spec_hash,
 )
-from activities.runtimes.terminals import open_terminal
 from workflows.contracts.names import ProjectRef, project_subpath, user_subpath
 
 _HOST: Final = "127.0.0.1"
@@ -97,7 +92,7 @@ class LocalSettings:
     uid: int | None = None
 
 
-class LocalRuntime:
+class LocalRuntime(GuestRuntime):
     """`Runtime` by processes of this machine."""
 
     name = "local"
@@ -107,7 +102,7 @@ class LocalRuntime:
         self._run = settings.data_dir.resolve() / "run" / "dev-servers"
         self._files_owner = owner_of_files(settings.uid)
         self._sandboxed: bool | None = None
-        self._guest = Guest(self, root=self._root, terminals=self._terminals)
+        super().__init__(Guest(self, root=self._root, terminals=self._terminals))
 
     @property
     def sandboxed(self) -> bool:
@@ -211,39 +206,7 @@ class LocalRuntime:
         async for piece in read_log(folder.path, tail=tail, follow=follow, alive=folder.alive):
             yield piece
 
-    # --- beside the server ---
-
-    def exec(self, ref: ProjectRef, spec: ExecSpec) -> AsyncIterator[ExecOutput | ExecExit]:
-        """See `Runtime.exec`."""
-        return self._guest.exec(ref, spec)
-
-    async def start_command(self, ref: ProjectRef, command_id: str, spec: ExecSpec) -> CommandStatus:
-        """See `Runtime.start_command`."""
-        return await self._guest.start_command(ref, command_id, spec)
-
-    async def command_status(self, ref: ProjectRef, command_id: str) -> CommandStatus | None:
-        """See `Runtime.command_status`."""
-        return await self._guest.command_status(ref, command_id)
-
-    async def command_output(self, ref: ProjectRef, command_id: str, *, offset: int, limit: int) -> bytes:
-        """See `Runtime.command_output`."""
-        return await self._guest.command_output(ref, command_id, offset=offset, limit=limit)
-
-    def follow_command(
-        self, ref: ProjectRef, command_id: str, *, offset: int = 0
-    ) -> AsyncIterator[bytes | CommandStatus]:
-        """See `Runtime.follow_command`."""
-        return self._guest.follow_command(ref, command_id, offset=offset)
-
-    async def kill_command(self, ref: ProjectRef, command_id: str) -> None:
-        """See `Runtime.kill_command`."""
-        await self._guest.kill_command(ref, command_id)
-
-    def terminal(
-        self, ref: ProjectRef, *, session: str | None, cols: int, rows: int
-    ) -> AbstractAsyncContextManager[Terminal]:
-        """See `Runtime.terminal`."""
-        return open_terminal(self._guest, ref, session=session, cols=cols, rows=rows)
+    # --- beside the server: see GuestRuntime ---
 
     @asynccontextmanager
     async def open_channel(self, ref: ProjectRef) -> AsyncIterator[LocalChannel]:

@@ -20,12 +20,13 @@ from workflows.contracts.dev_servers import DevServerState
 from workflows.delete_project import DeleteProject
 from workflows.provision_project import ProvisionProject
 
+ROOT = Path(__file__).parents[2]
 HISTORIES = Path(__file__).parent / "histories"
 
 
 async def _save(handle: WorkflowHandle[Any, Any], release: str, name: str) -> None:
-    history = await handle.fetch_history()
-    await asyncio.to_thread((HISTORIES / f"{name}-{release}.json").write_text, history.to_json() + "\n")
+    history = (await handle.fetch_history()).to_json().replace(f"{ROOT}/", "")
+    await asyncio.to_thread((HISTORIES / f"{name}-{release}.json").write_text, history + "\n")
 
 
 async def _dev_server(environment: WorkflowEnvironment, release: str) -> None:
