@@ -7,7 +7,7 @@ from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage.tables import DevServerRow, Lease
+from storage.tables import DevServerRow, Lease, Project
 from workflows.contracts.dev_servers import LeaseKind
 
 
@@ -27,9 +27,11 @@ async def renew(session: AsyncSession, project_id: int, kind: LeaseKind, holder:
     append first: everybody locks the project's row before the dev server's.
     """
     expires_at = None if ttl_s is None else func.now() + timedelta(seconds=ttl_s)
+    # The weakest lock, which holds off a deletion only: one that came in between would wait for us, and we for it.
+    locked = select(Project.id).where(Project.id == project_id).with_for_update(read=True, key_share=True).cte("locked")
     alive = await session.execute(
         update(DevServerRow)
-        .where(DevServerRow.project_id == project_id)
+        .where(DevServerRow.project_id == locked.c.id)
         .values(last_activity_at=func.now())
         .returning(DevServerRow.project_id)
     )
@@ -42,7 +44,7 @@ async def renew(session: AsyncSession, project_id: int, kind: LeaseKind, holder:
             # A lease is never shortened by another process's older wish.
             set_={
                 "expires_at": text(
-                    "CASE WHEN excluded.expires_at IS NULL THEN NULL "
+                    "CASE WHEN excluded.expires_at IS NULL OR leases.expires_at IS NULL THEN NULL "
                     "ELSE greatest(leases.expires_at, excluded.expires_at) END"
                 )
             },
