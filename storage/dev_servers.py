@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log, leases, operations
@@ -81,17 +81,6 @@ async def accept(session: AsyncSession, project_id: int, action: DevServerAction
     return DevServerCommand(generation=row.generation, action=action)
 
 
-async def observe(session: AsyncSession, project_id: int, generation: int) -> bool:
-    """Note that the workflow knows of `generation`. False when a newer command speaks for the row, or it is gone."""
-    current = await session.scalar(
-        update(DevServerRow)
-        .where(DevServerRow.project_id == project_id)
-        .values(observed_generation=func.greatest(DevServerRow.observed_generation, generation))
-        .returning(DevServerRow.generation)
-    )
-    return current is not None and current <= generation
-
-
 async def record(session: AsyncSession, change: StateChange, log_tail: str | None = None) -> bool:
     """Write a transition: row, event and ended operations. False, nothing written, when it was superseded.
 
@@ -131,14 +120,15 @@ async def _end_operations(session: AsyncSession, change: StateChange) -> None:
 
 
 async def set_stage(session: AsyncSession, project_id: int, generation: int, stage: str) -> bool:
-    """Tell a start's progress. False when it was superseded, or isn't starting any more."""
+    """Tell a start's progress, once. False when it was told, or superseded, or the server isn't starting any more."""
     await _lock_project(session, project_id)
     row = await session.get(DevServerRow, project_id, populate_existing=True)
     if row is None or row.generation > generation or row.state != DevServerState.STARTING:
         return False
+    if not await operations.set_dev_server_stage(session, project_id, generation, stage):
+        return False
     event = NewEvent(project_id=project_id, type=EventType.DEV_SERVER_STAGE, data={"stage": stage})
     await event_log.append(session, [event])
-    await operations.set_dev_server_stage(session, project_id, generation, stage)
     return True
 
 
