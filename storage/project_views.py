@@ -4,14 +4,20 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Select, func, or_, select
+import asyncpg
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, or_, select
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
-from sqlalchemy.ext.asyncio import AsyncSession
 
+from storage.credentials import VIEWER_IS_PROVEN, Viewer
 from storage.dev_servers import DevServerRecord
+from storage.engine import Database
 from storage.leases import LeaseRecord
 from storage.projects import ProjectRecord
+from storage.statements import Statement
 from storage.tables import DevServerRow, Lease, Project
+
+_BEHIND_ALL: Final = 2**63 - 1
+"""Above every id: where the first page begins."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +51,40 @@ def _select(*conditions: ColumnElement[bool]) -> Select[Any]:
         select(*_PROJECT, *_SERVER, _LEASES)
         .select_from(Project)
         .join(DevServerRow, DevServerRow.project_id == Project.id)
-        .where(*conditions)
+        .where(Project.user_id == bindparam("user_id"), *conditions)
     )
 
 
-async def get(session: AsyncSession, project_id: int, *, user_id: int) -> ProjectView | None:
-    """The user's project, or None: missing and somebody else's alike."""
-    row = (await session.execute(_select(Project.id == project_id, Project.user_id == user_id))).first()
-    return None if row is None else _view(row)
+_ONE: Final = Statement(_select(Project.id == bindparam("project_id"), VIEWER_IS_PROVEN))
+_PAGE: Final = Statement(
+    _select(Project.id < bindparam("after"), VIEWER_IS_PROVEN)
+    .order_by(Project.id.desc())
+    .limit(bindparam("limit", type_=BigInteger))
+)
 
 
-async def page(session: AsyncSession, user_id: int, *, after: int | None, limit: int) -> list[ProjectView]:
-    """The user's projects, newest first, at most `limit`, those with an id below `after`."""
-    query = _select(Project.user_id == user_id).order_by(Project.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Project.id < after)
-    return [_view(row) for row in await session.execute(query)]
+async def get(database: Database, project_id: int, viewer: Viewer) -> ProjectView | None:
+    """The viewer's project, or None: missing, somebody else's, and asked by a session that has ended, alike."""
+    rows = await database.fetch(_ONE, project_id=project_id, user_id=viewer.user_id, family=viewer.family)
+    return _view(rows[0]) if rows else None
 
 
-def _view(row: Row[Any]) -> ProjectView:
+async def page(database: Database, viewer: Viewer, *, after: int | None, limit: int) -> list[ProjectView]:
+    """The viewer's projects, newest first, at most `limit`, those with an id below `after`.
+
+    None also when the session that asks has ended.
+    """
+    rows = await database.fetch(
+        _PAGE,
+        user_id=viewer.user_id,
+        family=viewer.family,
+        after=_BEHIND_ALL if after is None else after,
+        limit=limit,
+    )
+    return [_view(row) for row in rows]
+
+
+def _view(row: asyncpg.Record) -> ProjectView:
     split = len(_PROJECT)
     return ProjectView(
         ProjectRecord(*row[:split]),

@@ -77,7 +77,7 @@ async def authenticate(connection: HTTPConnection, ticket: str | None = None) ->
 
 async def _authenticate(connection: HTTPConnection, ticket: str | None) -> Principal:
     services = get_services(connection)
-    token = _bearer(connection)
+    token = bearer_token(connection)
     if token is None:
         if ticket is None:
             raise invalid_credentials()
@@ -85,8 +85,7 @@ async def _authenticate(connection: HTTPConnection, ticket: str | None) -> Princ
     if token.startswith(credentials.API_KEY_PREFIX):
         return await _by_api_key(services, token)
     claims = get_auth_tools(connection).tokens.read(token)
-    async with services.database.reading() as session:
-        user = await credentials.session_user(session, claims.user_id, claims.family)
+    user = await credentials.session_user(services.database, claims.user_id, claims.family)
     if user is None:
         raise invalid_credentials()
     return _principal(user, "session", family=claims.family)
@@ -102,8 +101,7 @@ async def _by_ticket(services: Services, ticket: str) -> Principal:
 
 
 async def _by_api_key(services: Services, key: str) -> Principal:
-    async with services.database.reading() as session:
-        found = await credentials.use_api_key(session, key)
+    found = await credentials.use_api_key(services.database, key)
     if found is None:
         raise invalid_credentials()
     user, record = found
@@ -119,7 +117,8 @@ def _principal(
     return Principal(user.id, user.email, user.is_superuser, via, scopes, family)
 
 
-def _bearer(connection: HTTPConnection) -> str | None:
+def bearer_token(connection: HTTPConnection) -> str | None:
+    """What the request's header offers, not looked at yet. Raises `UnauthenticatedError` for another scheme."""
     header = connection.headers.get("authorization")
     if header is None:
         return None
@@ -153,9 +152,10 @@ class BearerAuth(SecurityBase):
 
     async def __call__(self, connection: HTTPConnection) -> Principal:
         """The principal, or `UnauthenticatedError`, `DeniedError`."""
-        return self._allow(connection, await authenticate(connection))
+        return self.allow(connection, await authenticate(connection))
 
-    def _allow(self, connection: HTTPConnection, principal: Principal) -> Principal:
+    def allow(self, connection: HTTPConnection, principal: Principal) -> Principal:
+        """The principal, if it may do this. Raises `DeniedError`."""
         _require_scope(principal, self._scope or _scope_of(connection))
         if self._session_only and principal.via != "session":
             raise DeniedError("Only for a signed-in session, not for API keys.", code="session_required")
@@ -175,7 +175,7 @@ class TicketAuth(BearerAuth):
         ] = None,
     ) -> Principal:
         """The principal, or `UnauthenticatedError`, `DeniedError`."""
-        return self._allow(connection, await authenticate(connection, ticket))
+        return self.allow(connection, await authenticate(connection, ticket))
 
 
 CurrentUser = Annotated[Principal, Depends(BearerAuth())]

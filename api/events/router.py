@@ -89,13 +89,20 @@ async def _frames(
 
 async def _may_still_see(services: Services, user: Principal, project: ProjectRecord) -> bool:
     """Whether the user is active, the session that asked still lives, and the project is still theirs."""
+    if user.family is not None:
+        signed_in = await credentials.session_user(services.database, user.user_id, user.family) is not None
+    else:
+        signed_in = await _is_active(services, user.user_id)
+    if not signed_in:
+        return False
     async with services.database.reading() as session:
-        if user.family is not None:
-            signed_in = await credentials.session_user(session, user.user_id, user.family) is not None
-        else:
-            try:
-                signed_in = (await users.get(session, user.user_id)).is_active
-            except NotFoundError:
-                signed_in = False
-        now = await projects.get(session, project.id) if signed_in else None
+        now = await projects.get(session, project.id)
     return now is not None and now.user_id == user.user_id
+
+
+async def _is_active(services: Services, user_id: int) -> bool:
+    async with services.database.reading() as session:
+        try:
+            return (await users.get(session, user_id)).is_active
+        except NotFoundError:
+            return False

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Path
 
 from api.auth.dependencies import CurrentUser, Principal, StreamUser
+from api.auth.reading import CurrentReader
 from api.services import Services, ServicesDep
 from storage import project_views, projects
 from storage.project_views import ProjectView
@@ -19,10 +20,9 @@ async def owned_project(project_id: ProjectId, user: CurrentUser, services: Serv
     return await _find(services, project_id, user)
 
 
-async def owned_project_view(project_id: ProjectId, user: CurrentUser, services: ServicesDep) -> ProjectView:
-    """As `owned_project`, with all that clients see of it, in the same one statement."""
-    async with services.database.reading() as session:
-        view = await project_views.get(session, project_id, user_id=user.user_id)
+async def owned_project_view(project_id: ProjectId, reader: CurrentReader, services: ServicesDep) -> ProjectView:
+    """As `owned_project`, with all that clients see of it: user, owner and project in one statement."""
+    view = await reader.read(lambda viewer: project_views.get(services.database, project_id, viewer))
     if view is None:
         raise NotFoundError
     return view

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Response, status
 
 from api.auth.dependencies import CurrentUser
+from api.auth.reading import CurrentReader
 from api.errors import problems
 from api.operations.waiting import until_ended
 from api.pagination import Page, PageQuery
@@ -40,10 +41,10 @@ async def create_project(
 
 
 @router.get("", responses=problems(401, 403, 422))
-async def list_projects(user: CurrentUser, services: ServicesDep, page: PageQuery) -> Page[ProjectOut]:
+async def list_projects(reader: CurrentReader, services: ServicesDep, page: PageQuery) -> Page[ProjectOut]:
     """The caller's projects, newest first."""
-    async with services.database.reading() as session:
-        views = await project_views.page(session, user.user_id, after=page.after_id(), limit=page.limit + 1)
+    after, limit = page.after_id(), page.limit + 1
+    views = await reader.read(lambda viewer: project_views.page(services.database, viewer, after=after, limit=limit))
     shown = [service.present(services.config, view) for view in views[: page.limit]]
     return page.answer(shown, more=len(views) > page.limit, last_id=lambda project: project.id)
 

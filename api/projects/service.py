@@ -10,6 +10,7 @@ from api.dev_servers.schemas import present_dev_server
 from api.projects.schemas import DEFAULT_TEMPLATE, ProjectIn, ProjectOut
 from api.services import ApiConfig, Services
 from storage import operations, project_views, projects
+from storage.credentials import Viewer
 from storage.operations import OperationRecord
 from storage.project_views import ProjectView
 from storage.projects import NewProject, ProjectRecord
@@ -86,8 +87,7 @@ async def delete(services: Services, project: ProjectRecord) -> OperationRecord:
 
 async def reread(services: Services, project: ProjectRecord) -> ProjectOut:
     """The project as clients see it now. Raises `NotFoundError` when it has vanished meanwhile."""
-    async with services.database.reading() as session:
-        view = await project_views.get(session, project.id, user_id=project.user_id)
+    view = await project_views.get(services.database, project.id, Viewer(project.user_id))
     if view is None:
         raise NotFoundError
     return present(services.config, view)

@@ -177,7 +177,9 @@ async def test_a_stream_passes_through_and_is_not_kept(
         answer = await client.post("/streams", json={"text": "a"}, headers=headers)
         assert answer.content == b"data: 1\n\n"
     assert desk.taken == ["a", "a"]
-    assert await rows(database) == 0
+    async with asyncio.timeout(5):
+        while await rows(database):  # noqa: ASYNC110 -- the row goes after the last byte, and no event of ours tells of it
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(("key", "status"), [("k" * 200, 202), ("k" * 201, 422), ("", 422)])

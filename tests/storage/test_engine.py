@@ -2,12 +2,17 @@ import asyncio
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import BigInteger, Float, bindparam, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
 from storage.engine import Database, connect, plain_dsn
+from storage.statements import Statement
+from storage.tables import User
 from tests.postgres import PostgresServer
 from workflows.contracts.errors import UnavailableError
+
+ECHO = Statement(select(bindparam("value", type_=BigInteger).label("id")))
+SLEEP = Statement(select(func.pg_sleep(bindparam("seconds", type_=Float))))
 
 
 async def count_users(database: Database) -> int:
@@ -129,6 +134,73 @@ async def test_a_killed_postgres_gives_outages_while_it_is_away_and_none_afterwa
 
     assert await asyncio.gather(*(ask() for _ in range(10))) == [1] * 10
     await database.close()
+
+
+async def test_a_prepared_read_goes_on_after_its_connection_was_cut(database: Database) -> None:
+    assert [row["id"] for row in await database.fetch(ECHO, value=5)] == [5]
+    for _ in range(3):
+        await terminate(database, await backend_pid(database))
+        assert (await database.fetch(ECHO, value=6))[0]["id"] == 6
+
+
+async def test_a_killed_postgres_gives_outages_to_prepared_reads_and_none_afterwards(
+    own_postgres: PostgresServer,
+) -> None:
+    database = Database(own_postgres.url())
+
+    async def ask() -> int:
+        return int((await database.fetch(ECHO, value=1))[0]["id"])
+
+    assert await asyncio.gather(*(ask() for _ in range(30))) == [1] * 30
+    sleeping = asyncio.create_task(database.fetch(SLEEP, seconds=30.0))
+    await asyncio.sleep(0.3)
+    own_postgres.kill()
+    for asked in (sleeping, ask(), ask()):
+        with pytest.raises(UnavailableError):
+            await asked
+    await asyncio.to_thread(own_postgres.start)
+
+    assert await asyncio.gather(*(ask() for _ in range(30))) == [1] * 30
+    await database.close()
+
+
+async def test_a_prepared_read_waits_for_a_free_connection_and_no_longer_than_the_pool_does(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.engine._POOL_TIMEOUT_S", 0.2)
+    database = Database(database_url, pool_size=1)
+    sleeping = asyncio.create_task(database.fetch(SLEEP, seconds=0.6))
+    await asyncio.sleep(0.1)
+    with pytest.raises(UnavailableError):
+        await database.fetch(ECHO, value=1)
+    await sleeping
+    assert len(await database.fetch(ECHO, value=1)) == 1
+    await database.close()
+
+
+async def test_a_cancelled_prepared_read_leaves_the_pool_whole(database_url: str) -> None:
+    database = Database(database_url, pool_size=1)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await database.fetch(SLEEP, seconds=10.0)
+        assert (await database.fetch(ECHO, value=2))[0]["id"] == 2
+    await database.close()
+
+
+async def test_a_prepared_read_leaves_no_transaction_and_takes_part_in_none(database: Database) -> None:
+    with pytest.raises(asyncpg.InvalidArgumentForLogarithmError):
+        await database.fetch(Statement(select(func.ln(bindparam("value", type_=Float)))), value=-1.0)
+    async with database.transaction() as session:
+        assert await session.scalar(text("SELECT 1")) == 1
+    assert (await database.fetch(ECHO, value=3))[0]["id"] == 3
+
+
+def test_a_prepared_statement_holds_no_value_of_its_own() -> None:
+    with pytest.raises(ValueError, match="named values"):
+        Statement(select(User.id).where(User.id == 5))
+    with pytest.raises(KeyError):
+        ECHO.arguments({})
 
 
 async def test_a_database_that_is_not_there_is_a_mistake_and_not_an_outage(postgres: PostgresServer) -> None:
