@@ -194,14 +194,13 @@ class DevServer:
             )
         exit_watch = self._exit_watch
         idle_watch = asyncio.create_task(self._until_idle())
-        try:
-            await workflow.wait_condition(
-                lambda: exit_watch.done() or idle_watch.done() or not self._up_to_date() or _history_is_long()
-            )
-            idle = idle_watch.done()
-        finally:
-            idle_watch.cancel()
-            await asyncio.gather(idle_watch, return_exceptions=True)
+        await workflow.wait_condition(
+            lambda: exit_watch.done() or idle_watch.done() or not self._up_to_date() or _history_is_long()
+        )
+        idle = idle_watch.done()
+        # Not in a `finally`: nothing may be awaited while a cached workflow is put away.
+        idle_watch.cancel()
+        await asyncio.gather(idle_watch, return_exceptions=True)
         if not self._up_to_date():
             return _Next.WATCH
         if exit_watch.done():
