@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage.tables import IdempotencyKey, LoginFailure, Operation, PreviewToken, RefreshToken, Table, Ticket
+from storage.tables import IdempotencyKey, Lease, LoginFailure, Operation, PreviewToken, RefreshToken, Table, Ticket
 
 _KEEP_SPENT = timedelta(days=14)
 """A spent refresh token is kept as long as it could have lived: its reuse must be told from an unknown one."""
@@ -19,6 +19,7 @@ async def prune(session: AsyncSession) -> int:
         (RefreshToken, RefreshToken.expires_at < now - _KEEP_SPENT),
         (Ticket, Ticket.expires_at < now),
         (PreviewToken, PreviewToken.expires_at < now),
+        (Lease, Lease.expires_at < now),
         (LoginFailure, LoginFailure.at < now - timedelta(hours=1)),
         (IdempotencyKey, IdempotencyKey.created_at < now - timedelta(hours=24)),
         (Operation, Operation.ended_at < now - _KEEP_OPERATIONS),

@@ -23,15 +23,14 @@ class LeaseRecord:
 async def renew(session: AsyncSession, project_id: int, kind: LeaseKind, holder: str, ttl_s: float | None) -> None:
     """Take or prolong a lease, and note the activity. `ttl_s` None: until `release`.
 
-    A project that is gone takes no lease: the call does nothing then. In a transaction that also appends events,
-    append first: everybody locks the project's row before the dev server's.
+    A project that is gone takes no lease: the call does nothing then.
     """
     expires_at = None if ttl_s is None else func.now() + timedelta(seconds=ttl_s)
-    # The weakest lock, which holds off a deletion only: one that came in between would wait for us, and we for it.
-    locked = select(Project.id).where(Project.id == project_id).with_for_update(read=True, key_share=True).cte("locked")
+    # As every writer does: one order of locks, and one strength, or two writers and a deletion would deadlock.
+    await session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
     alive = await session.execute(
         update(DevServerRow)
-        .where(DevServerRow.project_id == locked.c.id)
+        .where(DevServerRow.project_id == project_id)
         .values(last_activity_at=func.now())
         .returning(DevServerRow.project_id)
     )
@@ -70,8 +69,7 @@ async def release_all(session: AsyncSession, project_id: int) -> None:
 
 
 async def held(session: AsyncSession, project_id: int) -> list[LeaseRecord]:
-    """The leases in force now, the longest first; expired ones are removed."""
-    await session.execute(delete(Lease).where(Lease.project_id == project_id, Lease.expires_at <= func.now()))
+    """The leases in force now, the longest first."""
     rows = await session.execute(
         select(Lease.kind, Lease.holder, Lease.expires_at)
         .where(Lease.project_id == project_id, or_(Lease.expires_at.is_(None), Lease.expires_at > func.now()))
