@@ -39,15 +39,16 @@ format: .venv/.synced
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Tests wait more than they compute: three files at a time on two cores.
 test: .venv/.synced
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 # Parts of `make test` on their own: those that kill processes, and those that take longer than ten seconds.
 test-chaos: .venv/.synced
-	$(BIN)/pytest -m chaos
+	$(BIN)/pytest -m chaos -n 2 --dist loadfile
 
 test-slow: .venv/.synced
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 3 --dist loadfile
 
 bench: .venv/.synced
 	$(BIN)/python -m bench
