@@ -7,7 +7,8 @@ RuntimeFault
 ├── ContainerCrashedError      ended with an exit code: the project's own fault, no retry
 ├── ContainerMissingError      there is no such container: no retry
 ├── NotRunningError            it is there and doesn't run: no retry
-├── ResourcesExhaustedError    quota, disk, memory, addresses: retry, slowly
+├── ResourcesExhaustedError    quota, disk, memory, address ranges: retry, slowly
+│   └── NoPlaceError           the user's own servers fill the user's network: not by itself
 └── SpecInvalidError           the engine refuses what we ask for: no retry
 """
 
@@ -75,6 +76,12 @@ class ResourcesExhaustedError(RuntimeFault):
 
     code = "resources_exhausted"
     retryable = True
+
+
+class NoPlaceError(ResourcesExhaustedError):
+    """All addresses of the user's network are taken by running dev servers of the same user."""
+
+    retryable = False
 
 
 class SpecInvalidError(RuntimeFault):

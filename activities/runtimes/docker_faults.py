@@ -10,6 +10,7 @@ from activities.errors import (
     ContainerMissingError,
     ImageMissingError,
     NameTakenError,
+    NoPlaceError,
     NotRunningError,
     ResourcesExhaustedError,
     RuntimeFault,
@@ -25,11 +26,11 @@ _EXHAUSTED = (
     "no space left",
     "cannot allocate memory",
     "non-overlapping",
-    "no available ipv4",
     "all predefined address pools",
     "too many open files",
     "resource temporarily unavailable",
 )
+_NO_PLACE = "no available ipv4"
 _REFUSED = ("mount", "bind source path", "executable file not found", "invalid", "minimum memory", "range of cpus")
 
 
@@ -48,8 +49,8 @@ def to_fault(error: DockerError) -> RuntimeFault:
     """The engine's words decide where its status code doesn't."""
     message = str(error.message)
     lowered = message.lower()
-    if any(word in lowered for word in _EXHAUSTED):
-        return ResourcesExhaustedError(message)
+    if any(word in lowered for word in (*_EXHAUSTED, _NO_PLACE)):
+        return _exhausted(message)
     if error.status in {NOT_FOUND, CONFLICT}:
         return _absent(message) if error.status == NOT_FOUND else _in_the_way(message)
     if "is ambiguous" in lowered:  # two networks of one name, for a moment
@@ -59,6 +60,12 @@ def to_fault(error: DockerError) -> RuntimeFault:
     if error.status < _SERVER_ERROR or any(word in lowered for word in _REFUSED):
         return SpecInvalidError(message)
     return RuntimeUnavailableError(f"The container engine has trouble: {message}")
+
+
+def _exhausted(message: str) -> RuntimeFault:
+    if _NO_PLACE in message.lower():
+        return NoPlaceError("As many dev servers as can run at a time are running: stop another one first.")
+    return ResourcesExhaustedError(message)
 
 
 def _absent(message: str) -> RuntimeFault:
