@@ -1,0 +1,155 @@
+"""One real stack for each runtime, and a browser. Every test here runs once on each.
+
+`local` is given an engine's address where somebody listens and nobody must ever call: a machine without Docker.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext
+
+import docker
+from tests.e2e.browser import chromium, window
+from tests.e2e.studio import Person, Project, Studio
+from tests.workers.stacks import RunningStack, stack_environment
+from workers.stack.data_directory import DataDirectory
+from workflows.contracts.names import LABEL_INSTANCE
+
+MODES = [pytest.param("docker", marks=pytest.mark.docker), "local"]
+READY_S = 240.0
+"""Local mode installs the templates' packages into its new data folder first."""
+
+ECHO = """
+from fastapi import Request
+
+@app.get("/echo")
+def echo(request: Request) -> dict[str, str]:
+    return dict(request.headers)
+"""
+
+MEASURED = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MEASURED] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[MEASURED]:
+        terminalreporter.write_line(f"measured  {line}")
+
+
+def remove_containers(instance: str) -> None:
+    """A stack that ends keeps its containers for the next one on its folder: there will be none."""
+    ours: dict[str, str | list[str] | bool] = {"label": f"{LABEL_INSTANCE}={instance}"}
+    with closing(docker.from_env()) as engine:
+        for container in engine.containers.list(all=True, filters=ours):
+            container.remove(force=True)
+        for network in engine.networks.list(filters=ours):
+            network.remove()
+
+
+class NoEngine:
+    """Somebody listens where an engine would, and counts who calls."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = f"unix://{path}"
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        self._socket.settimeout(0)
+
+    def callers(self) -> int:
+        """How many have called so far; for the end, since it forgets them."""
+        count = 0
+        while True:
+            try:
+                caller, _ = self._socket.accept()
+            except BlockingIOError:
+                return count
+            caller.close()
+            count += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(scope="session", params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def no_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoEngine]:
+    with closing(NoEngine(tmp_path_factory.mktemp("engine") / "docker.sock")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def studio(
+    mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Studio]:
+    environment = stack_environment(tmp_path_factory.mktemp(f"e2e-{mode}") / "data") | {"DEPLOYMENT_MODE": mode}
+    if mode == "local":
+        environment["DOCKER_HOST"] = no_engine.address
+    stack = RunningStack(environment)
+    try:
+        stack.wait_ready(READY_S)
+        shots = tmp_path_factory.mktemp(f"shots-{mode}")
+        with closing(Studio(stack, mode, shots, pytestconfig.stash[MEASURED])) as studio:
+            yield studio
+    finally:
+        code = stack.stop()
+        if mode == "docker":
+            remove_containers(DataDirectory(stack.data).instance)
+    assert code == 0, stack.output
+    assert stack.processes() == []
+    if mode == "local":
+        assert no_engine.callers() == 0, "local mode has called the Docker engine"
+
+
+@pytest.fixture
+def ann(studio: Studio) -> Iterator[Person]:
+    """The owner in these stories; what she makes goes with the test."""
+    yield studio.person("ann")
+    studio.person("ann").tidy_up()
+
+
+@pytest.fixture
+def ben(studio: Studio) -> Iterator[Person]:
+    """Somebody else, likewise."""
+    yield studio.person("ben")
+    studio.person("ben").tidy_up()
+
+
+@pytest.fixture(scope="session")
+def site(studio: Studio) -> Project:
+    """A static project of Ann's that runs, and is left running."""
+    return studio.person("ann").start("static", keep=True)
+
+
+@pytest.fixture(scope="session")
+def service(studio: Studio) -> Project:
+    """A FastAPI project of Ann's that runs, is left running, and says at `/echo` what reached it."""
+    project = studio.person("ann").make("fastapi", keep=True)
+    project.put("main.py", project.call("GET", "/files/main.py").text + ECHO)
+    project.start()
+    project.visit("/echo")
+    return project
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Of a module whose tests are all synchronous: its driver keeps an event loop of its own running here."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def tabs(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser window without cookies."""
+    with window(browser) as context:
+        yield context

@@ -1,0 +1,117 @@
+"""What a user gets from all this: sign up, create, watch, open, edit, stop, wake."""
+
+import time
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, Response, expect
+
+from tests.e2e.browser import shoot
+from tests.e2e.studio import Person, Project, Studio
+from tests.e2e.tail import Seen, Tail
+
+pytestmark = pytest.mark.browser
+
+HEADING = "Your app is live"
+EDITED = "Changed without a reload"
+
+
+def test_from_sign_up_to_a_page_that_follows_its_source(studio: Studio, ann: Person, tabs: BrowserContext) -> None:
+    began = time.monotonic()
+    created = ann.http.post("/api/projects", json={"name": "first"})
+    assert created.status_code == 202, created.text
+    assert created.json()["state"] == "provisioning"
+    assert created.json()["template"] == "vite-react"
+    project = Project(ann, created.json()["id"])
+
+    with Tail(project) as tail:
+        started = project.call("POST", "/start")
+        assert (started.status_code, started.json()["dev_server"]["state"]) == (202, "starting")
+        running = tail.wait_state("dev_server.state", "running")
+        stages(tail.seen)
+        studio.tell("create → running", running.at - began)
+
+        page = tabs.new_page()
+        open_preview(page, project)
+        shoot(page, studio.shots, "vite-react")
+        edit(page, project, studio)
+        changed = tail.wait(lambda seen: seen.name == "file.changed", "the edit")
+        assert (changed.data["path"], changed.data["op"], changed.data["by"]) == ("src/App.jsx", "modified", "user")
+
+        project.stop()
+        tail.wait_state("dev_server.state", "stopped")
+        wake(page, project, studio)
+        assert [seen.seq for seen in tail.seen] == list(range(1, len(tail.seen) + 1))
+
+
+def stages(seen: list[Seen]) -> None:
+    """Each stage in order, each frame whole, no number left out."""
+    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+    for event in seen:
+        assert (event.id, event.name) == (str(event.seq), event.body["type"])
+        assert event.body["at"].endswith("Z")
+    told = [(event.name, event.data.get("state") or event.data["stage"]) for event in seen]
+    assert told.count(("project.state", "ready")) == 1
+    project = [state for name, state in told if name == "project.state"]
+    assert project == sorted(project, key=["provisioning", "ready"].index)
+    assert [value for name, value in told if name == "dev_server.stage"] == ["creating", "starting", "probing"]
+    states = [value for name, value in told if name == "dev_server.state"]
+    assert (states[0], states[-1]) == ("starting", "running")
+    assert set(states) == {"starting", "running"}
+    assert told.index(("project.state", "ready")) < told.index(("dev_server.stage", "creating"))
+
+
+def open_preview(page: Page, project: Project) -> None:
+    """By the link, once: the address is clean then, and the cookie opens it from now on."""
+    link = project.preview_link()
+    page.goto(link)
+    expect(page.get_by_role("heading")).to_have_text(HEADING)
+    assert page.url == f"http://{project.host}/"
+    page.goto(page.url)
+    expect(page.get_by_role("heading")).to_have_text(HEADING)
+    assert project.knock(link.partition(project.host)[2]).status_code == 401
+
+
+def edit(page: Page, project: Project, studio: Studio) -> None:
+    """The page keeps its state, and with it its life: a load would have ended both."""
+    loads: list[str] = []
+    page.on("load", lambda loaded: loads.append(loaded.url))
+    page.get_by_role("button").click()
+    page.get_by_role("button").click()
+    page.evaluate(
+        """text => {
+            window.mark = 'alive'
+            new MutationObserver(() => { if (document.body.innerText.includes(text)) window.shownAt ??= Date.now() })
+                .observe(document.body, { childList: true, subtree: true, characterData: true })
+        }""",
+        EDITED,
+    )
+    source = project.call("GET", "/files/src/App.jsx")
+    asked = time.time()
+    answer = project.call(
+        "PUT",
+        "/files/src/App.jsx",
+        content=source.text.replace(HEADING, EDITED).encode(),
+        headers={"If-Match": source.headers["etag"]},
+    )
+    assert answer.status_code == 204, answer.text
+    expect(page.get_by_role("heading")).to_have_text(EDITED)
+    shown = page.evaluate("window.shownAt") / 1000
+    studio.tell("PUT of a source → changed page", shown - asked)
+    assert page.evaluate("window.mark") == "alive"
+    expect(page.get_by_role("button")).to_have_text("Clicked 2 times")
+    assert loads == []
+    assert shown - asked < 5
+
+
+def wake(page: Page, project: Project, studio: Studio) -> None:
+    """Opening a stopped project's preview starts it; the page that says so turns into the app by itself."""
+    answers: list[Response] = []
+    page.on("response", lambda response: answers.append(response) if response.request.is_navigation_request() else None)
+    began = time.monotonic()
+    page.goto(f"http://{project.host}/?from=bookmark")
+    shoot(page, studio.shots, "waking")
+    expect(page.get_by_role("heading")).to_have_text(EDITED)
+    studio.tell("preview of a stopped project → app", time.monotonic() - began)
+    assert [answer.status for answer in answers] == [503, 200]
+    assert page.url == f"http://{project.host}/?from=bookmark"
+    assert project.read()["dev_server"]["state"] == "running"
