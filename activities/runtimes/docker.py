@@ -36,6 +36,7 @@ from activities.ports import (
 from activities.runtimes.docker_channels import DockerChannel, open_exec, read_log
 from activities.runtimes.docker_faults import CONFLICT, NOT_FOUND, NOT_MODIFIED, faults
 from activities.runtimes.docker_firewall import Firewall
+from activities.runtimes.docker_interfaces import quieten
 from activities.runtimes.docker_network import UserNetworks
 from activities.runtimes.docker_spec import (
     LABEL_BUILD,
@@ -306,6 +307,8 @@ class DockerRuntime(GuestRuntime):
         status = await self._show(identifier)
         if status is None:
             raise NameTakenError("The container was removed while it was started.")
+        if status.address is not None:
+            quieten(status.address[0])
         return status
 
     async def _start_once(self, identifier: str) -> None:
