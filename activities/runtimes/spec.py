@@ -22,6 +22,7 @@ HOME_FOLDER = "/home/dev"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 LAUNCHER = r"""
+exec 2>&1
 command=$1; install=$2; shift 2
 fingerprint() {
   { printf '%s\n' "$install"; for input in "$@"; do
@@ -37,7 +38,8 @@ fi
 exec sh -c "$command"
 """
 """Run by `sh` in the project's folder with `command install [input …]`: install when its inputs have changed since
-it last succeeded, then become the server. Text rather than a file, so that it needs no image and no mount.
+it last succeeded, then become the server. All that is written goes into one stream, so that the log keeps its order.
+Text rather than a file, so that it needs no image and no mount.
 """
 
 
