@@ -1,12 +1,12 @@
-"""`/docs`: Swagger UI, served from here, so that it works without a network and under a strict CSP."""
+"""`/docs`, and `/` leads there: Swagger UI, served from here, so that it works without a network, under a strict CSP."""
 
 from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
-router = APIRouter(prefix="/docs", include_in_schema=False)
+router = APIRouter(include_in_schema=False)
 
 _STATIC = Path(str(files("fastapi_offline"))) / "static"
 _CSP = (
@@ -37,25 +37,31 @@ SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true,
 """
 
 
-@router.get("")
+@router.get("/")
+async def home() -> RedirectResponse:
+    """Lead people who come by the bare address, as from a closed preview, to something they can read."""
+    return RedirectResponse("/docs")
+
+
+@router.get("/docs")
 async def page() -> HTMLResponse:
     """Return the page."""
     return HTMLResponse(_PAGE, headers={"content-security-policy": _CSP})
 
 
-@router.get("/start.js")
+@router.get("/docs/start.js")
 async def start() -> Response:
     """Return the page's script: a file of its own, because the CSP allows no script in the page."""
     return Response(_START, media_type="text/javascript")
 
 
-@router.get("/swagger-ui-bundle.js")
+@router.get("/docs/swagger-ui-bundle.js")
 async def bundle() -> FileResponse:
     """Swagger UI itself."""
     return FileResponse(_STATIC / "swagger-ui-bundle.js", media_type="text/javascript", headers=_DAY)
 
 
-@router.get("/swagger-ui.css")
+@router.get("/docs/swagger-ui.css")
 async def stylesheet() -> FileResponse:
     """Its looks."""
     return FileResponse(_STATIC / "swagger-ui.css", media_type="text/css", headers=_DAY)
