@@ -88,12 +88,16 @@ def _present(view: PreviewView) -> dict[str, Any]:
     if view.project_state == ProjectState.DELETING:
         return _state("bad", "This project is being deleted", "Nothing runs here any more.")
     if view.state == DevServerState.FAILED:
-        code = "" if view.exit_code is None else f" (exit code {view.exit_code})"
-        text = f"{view.reason or 'Its dev server ended by itself.'}{code}"
-        return _state("bad", "It isn't running", text, can_retry=True, log_tail=view.log_tail)
+        return _state("bad", "It isn't running", _failure_text(view), can_retry=True, log_tail=view.log_tail)
     if view.state == DevServerState.STARTING:
         return _present_start(view)
     return _state(*_RESTING[DevServerState(view.state)], can_retry=view.state == DevServerState.STOPPED)
+
+
+def _failure_text(view: PreviewView) -> str:
+    reason = view.reason or "Its dev server ended by itself."
+    code = f"exit code {view.exit_code}"
+    return reason if view.exit_code is None or code in reason else f"{reason} ({code})"
 
 
 def _present_start(view: PreviewView) -> dict[str, Any]:
