@@ -13,7 +13,7 @@ from typing import Protocol
 from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -55,9 +55,8 @@ class RequestScope:
     def __init__(self, app: ASGIApp, *, https: bool, observe: RequestObserver) -> None:
         self._app = app
         self._observe = observe
-        self._headers = dict(_SECURITY_HEADERS)
-        if https:
-            self._headers["strict-transport-security"] = "max-age=31536000"
+        headers = {**_SECURITY_HEADERS, **({"strict-transport-security": "max-age=31536000"} if https else {})}
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
@@ -73,22 +72,24 @@ class RequestScope:
             nonlocal status
             status = _status_of(message, status)
             if message["type"] in {"http.response.start", "websocket.http.response.start", "websocket.accept"}:
-                message.setdefault("headers", [])
-                self._decorate(scope, MutableHeaders(scope=message), context)
+                message["headers"] = list(message.get("headers", ()))
+                self._decorate(scope, message["headers"], context)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=context.request_id):
-            try:
-                await self._app(scope, receive, decorated)
-            finally:
-                self._report(scope, context, status, time.perf_counter() - began)
+        bound = structlog.contextvars.bind_contextvars(request_id=context.request_id)
+        try:
+            await self._app(scope, receive, decorated)
+        finally:
+            self._report(scope, context, status, time.perf_counter() - began)
+            structlog.contextvars.reset_contextvars(**bound)
 
-    def _decorate(self, scope: Scope, headers: MutableHeaders, context: RequestContext) -> None:
-        headers["x-request-id"] = context.request_id
-        for name, value in self._headers.items():
-            headers.setdefault(name, value)
-        if scope["path"].startswith(_SECRET_ANSWERS):
-            headers.setdefault("cache-control", "no-store")
+    def _decorate(self, scope: Scope, headers: list[tuple[bytes, bytes]], context: RequestContext) -> None:
+        """On the raw list: a `MutableHeaders` goes through it anew for each header."""
+        present = {name.lower() for name, _ in headers}
+        headers.append((b"x-request-id", context.request_id.encode()))
+        headers.extend(header for header in self._headers if header[0] not in present)
+        if b"cache-control" not in present and scope["path"].startswith(_SECRET_ANSWERS):
+            headers.append((b"cache-control", b"no-store"))
 
     def _report(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         method = scope.get("method", "WEBSOCKET")

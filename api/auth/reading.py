@@ -12,7 +12,9 @@ from fastapi.requests import HTTPConnection
 
 from api.auth.dependencies import BearerAuth, authenticate, bearer_token, get_auth_tools
 from api.context import request_context
+from api.services import get_services
 from storage.credentials import API_KEY_PREFIX, Viewer
+from storage.engine import Database
 
 Found = TypeVar("Found")
 
@@ -24,13 +26,13 @@ class Reader:
         self._connection = connection
         self._viewer = viewer
 
-    async def read(self, find: Callable[[Viewer], Awaitable[Found]]) -> Found:
+    async def read(self, find: Callable[[Database, Viewer], Awaitable[Found]]) -> Found:
         """What `find` finds for the viewer. It must find nothing for one whose session has ended.
 
         Only when nothing was found the credentials are asked for by themselves: raises `UnauthenticatedError` when
         that is the reason.
         """
-        found = await find(self._viewer)
+        found = await find(get_services(self._connection).database, self._viewer)
         if found:
             request_context(self._connection.scope).user_id = self._viewer.user_id
         else:
@@ -39,9 +41,16 @@ class Reader:
 
 
 class ReaderAuth(BearerAuth):
-    """As `CurrentUser`, but a session is left for the read to prove. It has every scope; an API key is checked here."""
+    """As `CurrentUser`, but a session is left for the read to prove. It has every scope; an API key is checked here.
+
+    A subclass may read at once in its own `__call__`: FastAPI takes 15 µs of CPU for each dependency of a request.
+    """
 
     async def __call__(self, connection: HTTPConnection) -> Reader:  # type: ignore[override]  # less is known yet
+        """The reader, or `UnauthenticatedError`, `DeniedError`."""
+        return await self.reader(connection)
+
+    async def reader(self, connection: HTTPConnection) -> Reader:
         """The reader, or `UnauthenticatedError`, `DeniedError`."""
         token = bearer_token(connection)
         if token is not None and not token.startswith(API_KEY_PREFIX):

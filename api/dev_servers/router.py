@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Request, Response, status
 
 from api.dev_servers import service
 from api.dev_servers.schemas import DevServerOut, present_dev_server
@@ -12,7 +12,7 @@ from api.prefer import WantedWait, operation_location
 from api.projects import service as projects_service
 from api.projects.dependencies import OwnedProject, OwnedProjectView
 from api.projects.schemas import ProjectOut
-from api.services import Services, ServicesDep
+from api.services import Services, ServicesDep, get_services
 from storage.projects import ProjectRecord
 from workflows.contracts.dev_servers import DevServerAction
 from workflows.contracts.operations import OperationState
@@ -23,6 +23,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": ProjectOut},
     **problems(401, 403, 404, 409, 422, 503),
 }
+
+
+@router.get("/status", responses=problems(401, 403, 404, 422))
+async def dev_server_status(request: Request, view: OwnedProjectView) -> DevServerOut:
+    """How the dev server is, and who keeps it awake."""
+    return present_dev_server(get_services(request).config, view)
 
 
 @router.post("/start", status_code=status.HTTP_202_ACCEPTED, responses=_RESPONSES)
@@ -50,12 +56,6 @@ async def restart_dev_server(
 ) -> ProjectOut:
     """Stop it if it runs, and start it anew, with the environment variables of now."""
     return await _command(services, project, DevServerAction.RESTART, wait, response)
-
-
-@router.get("/status", responses=problems(401, 403, 404, 422))
-async def dev_server_status(view: OwnedProjectView, services: ServicesDep) -> DevServerOut:
-    """How the dev server is, and who keeps it awake."""
-    return present_dev_server(services.config, view)
 
 
 async def _command(

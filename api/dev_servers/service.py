@@ -15,7 +15,7 @@ from workflows.contracts.operations import OperationKind
 from workflows.contracts.projects import ProjectState
 from workflows.contracts.starts import command_dev_server
 
-log = structlog.get_logger()
+log = structlog.get_logger("api.dev_servers")
 
 _KINDS = {
     DevServerAction.START: OperationKind.START_DEV_SERVER,

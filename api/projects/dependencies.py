@@ -3,9 +3,10 @@
 from typing import Annotated
 
 from fastapi import Depends, Path
+from fastapi.requests import HTTPConnection
 
 from api.auth.dependencies import CurrentUser, Principal, StreamUser
-from api.auth.reading import CurrentReader
+from api.auth.reading import ReaderAuth
 from api.services import Services, ServicesDep
 from storage import project_views, projects
 from storage.project_views import ProjectView
@@ -20,12 +21,18 @@ async def owned_project(project_id: ProjectId, user: CurrentUser, services: Serv
     return await _find(services, project_id, user)
 
 
-async def owned_project_view(project_id: ProjectId, reader: CurrentReader, services: ServicesDep) -> ProjectView:
+class OwnedView(ReaderAuth):
     """As `owned_project`, with all that clients see of it: user, owner and project in one statement."""
-    view = await reader.read(lambda viewer: project_views.get(services.database, project_id, viewer))
-    if view is None:
-        raise NotFoundError
-    return view
+
+    async def __call__(  # type: ignore[override]  # FastAPI reads each signature by itself
+        self, connection: HTTPConnection, project_id: ProjectId
+    ) -> ProjectView:
+        """The view. Raises `NotFoundError` as `owned_project` does."""
+        reader = await self.reader(connection)
+        view = await reader.read(lambda database, viewer: project_views.get(database, project_id, viewer))
+        if view is None:
+            raise NotFoundError
+        return view
 
 
 async def streamed_project(project_id: ProjectId, user: StreamUser, services: ServicesDep) -> ProjectRecord:
@@ -41,6 +48,6 @@ async def _find(services: Services, project_id: int, user: Principal) -> Project
     return project
 
 
-OwnedProjectView = Annotated[ProjectView, Depends(owned_project_view)]
+OwnedProjectView = Annotated[ProjectView, Depends(OwnedView())]
 OwnedProject = Annotated[ProjectRecord, Depends(owned_project)]
 StreamedProject = Annotated[ProjectRecord, Depends(streamed_project)]

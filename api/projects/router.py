@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response, status
+from fastapi import APIRouter, Body, Request, Response, status
 
 from api.auth.dependencies import CurrentUser
 from api.auth.reading import CurrentReader
@@ -13,7 +13,7 @@ from api.prefer import WantedWait, operation_location
 from api.projects import service
 from api.projects.dependencies import OwnedProject, OwnedProjectView
 from api.projects.schemas import ForkIn, ProjectIn, ProjectOut, ProjectPatch
-from api.services import Services, ServicesDep
+from api.services import Services, ServicesDep, get_services
 from storage import project_views, projects
 from storage.operations import OperationRecord
 from storage.projects import ProjectRecord
@@ -21,6 +21,22 @@ from workflows.contracts.errors import NotFoundError
 from workflows.contracts.operations import OperationState
 
 router = APIRouter(prefix="/api/projects", tags=["projects"])
+
+
+@router.get("/{project_id}", responses=problems(401, 403, 404, 422))
+async def get_project(request: Request, view: OwnedProjectView) -> ProjectOut:
+    """One project with its dev server."""
+    return service.present(get_services(request).config, view)
+
+
+@router.get("", responses=problems(401, 403, 422))
+async def list_projects(request: Request, reader: CurrentReader, page: PageQuery) -> Page[ProjectOut]:
+    """The caller's projects, newest first."""
+    after, limit = page.after_id(), page.limit + 1
+    views = await reader.read(lambda database, viewer: project_views.page(database, viewer, after=after, limit=limit))
+    config = get_services(request).config
+    shown = [service.present(config, view) for view in views[: page.limit]]
+    return page.answer(shown, more=len(views) > page.limit, last_id=lambda project: project.id)
 
 
 @router.post(
@@ -38,21 +54,6 @@ async def create_project(
     """
     project, operation = await service.create(services, user.user_id, body)
     return await _answer_made(services, project, operation, wait, response)
-
-
-@router.get("", responses=problems(401, 403, 422))
-async def list_projects(reader: CurrentReader, services: ServicesDep, page: PageQuery) -> Page[ProjectOut]:
-    """The caller's projects, newest first."""
-    after, limit = page.after_id(), page.limit + 1
-    views = await reader.read(lambda viewer: project_views.page(services.database, viewer, after=after, limit=limit))
-    shown = [service.present(services.config, view) for view in views[: page.limit]]
-    return page.answer(shown, more=len(views) > page.limit, last_id=lambda project: project.id)
-
-
-@router.get("/{project_id}", responses=problems(401, 403, 404, 422))
-async def get_project(view: OwnedProjectView, services: ServicesDep) -> ProjectOut:
-    """One project with its dev server."""
-    return service.present(services.config, view)
 
 
 @router.patch("/{project_id}", responses=problems(401, 403, 404, 422))

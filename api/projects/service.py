@@ -19,7 +19,7 @@ from workflows.contracts.operations import OperationKind
 from workflows.contracts.projects import ProjectInput, ProjectState
 from workflows.contracts.starts import start_delete_project, start_provision_project
 
-log = structlog.get_logger()
+log = structlog.get_logger("api.projects")
 
 
 async def create(services: Services, user_id: int, body: ProjectIn) -> tuple[ProjectRecord, OperationRecord]:

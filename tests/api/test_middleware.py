@@ -156,6 +156,7 @@ def log_stream() -> Iterator[io.StringIO]:
 def test_secrets_are_taken_out_of_the_log(log_stream: io.StringIO) -> None:
     log = structlog.get_logger("test")
     key, jwt = "stu_" + "k" * 43, "eyJhbGciOi.eyJzdWIi.c2lnbmF0dXJl"
+    log.debug("below the level")
     log.info("hello", password="p1", headers={"Authorization": "Bearer b1"}, path="/x?ticket=t1&a=1", user_id=7)
     logging.getLogger("uvicorn.error").info('%s - "WebSocket %s" [accepted]', "127.0.0.1", "/ws?since=1&ticket=t2")
     try:
@@ -167,6 +168,7 @@ def test_secrets_are_taken_out_of_the_log(log_stream: io.StringIO) -> None:
         assert secret not in text, secret
     first, second, third = (json.loads(line) for line in text.splitlines())
     assert (first["event"], first["user_id"], first["password"]) == ("hello", 7, REDACTED)
+    assert (first["logger"], first["level"], second["logger"]) == ("test", "info", "uvicorn.error")
     assert first["path"] == f"/x?ticket={REDACTED}&a=1"
     assert "since=1" in second["event"]
     assert "Traceback" in third["exception"]
