@@ -98,10 +98,11 @@ def bwrap_arguments(places: Places) -> list[str]:
     for path in (Path("/etc") / name for name in _ETC):
         if path.exists():
             arguments += ["--ro-bind", str(path.resolve()), str(path)]
+    in_memory = ["--size", str(_TEMPORARY_BYTES), "--perms", "1777", "--tmpfs"]
+    # Before the interpreters: they may lie below /tmp themselves, where a clone to try things out often is.
+    arguments += [*in_memory, "/tmp", *_passable(Path(HOME_FOLDER)), *in_memory, HOME_FOLDER]  # noqa: S108 -- its own
     for path in [*_interpreters(), *map(Path, sorted(set(certificates().values())))]:
         arguments += [*_passable(path), "--ro-bind", str(path.resolve()), str(path)]
-    in_memory = ["--size", str(_TEMPORARY_BYTES), "--perms", "1777", "--tmpfs"]
-    arguments += [*in_memory, "/tmp", *_passable(Path(HOME_FOLDER)), *in_memory, HOME_FOLDER]  # noqa: S108 -- its own
     arguments += [*_passable(Path(PROJECT_FOLDER)), *_passable(Path(BOX))]
     if places.toolchain is not None and places.toolchain.is_dir():
         for entry in sorted(places.toolchain.iterdir()):
