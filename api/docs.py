@@ -1,4 +1,4 @@
-"""`/docs`, and `/` leads there: Swagger UI, served from here, so that it works without a network, under a strict CSP."""
+"""`/docs`, and `/` leads there: Swagger UI, served from here: it works without a network and under a strict CSP."""
 
 from importlib.resources import files
 from pathlib import Path
