@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from tests.needs import BROWSERS
 
@@ -20,6 +20,7 @@ FLAGS = (
     "--no-proxy-server",
 )
 TIMEOUT_MS = 20_000
+LOADS = 3
 
 
 @contextmanager
@@ -39,10 +40,46 @@ def window(browser: Browser) -> Iterator[BrowserContext]:
     """A fresh set of cookies and pages."""
     context = browser.new_context(viewport={"width": 1024, "height": 640})
     context.set_default_timeout(TIMEOUT_MS)
+    expect.set_options(timeout=TIMEOUT_MS)
     try:
         yield context
     finally:
         context.close()
+
+
+class Tab:
+    """A page that bears with a restless machine.
+
+    Chromium drops what it loads whenever an interface of this machine comes or goes, and other tests' containers
+    bring some. Then, and only then, the page is loaded again.
+    """
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page = context.new_page()
+        self._dropped = False
+        self.page.on("requestfailed", self._note)
+
+    def _note(self, request: Request) -> None:
+        self._dropped = self._dropped or "ERR_NETWORK_CHANGED" in (request.failure or "")
+
+    def open(self, address: str, heading: str) -> None:
+        """Go there; the page shows this heading."""
+        self.page.goto(address)
+        self.shows(self.page.get_by_role("heading", level=1), heading)
+
+    def shows(self, where: Locator, text: str) -> None:
+        """The text is there, or comes."""
+        for _ in range(LOADS - 1):
+            try:
+                expect(where).to_have_text(text, timeout=TIMEOUT_MS / 2)
+            except AssertionError:
+                if not self._dropped:
+                    raise
+                self._dropped = False
+                self.page.reload()
+            else:
+                return
+        expect(where).to_have_text(text)
 
 
 def shoot(page: Page, folder: Path, name: str) -> None:
