@@ -8,8 +8,10 @@ import pytest
 
 from storage.engine import Database
 from storage.migrate import migrate
-from tests.needs import pytest_runtest_setup  # noqa: F401 -- pytest finds its hooks here
+from tests.measuring import pytest_terminal_summary  # noqa: F401 -- pytest finds its hooks here
+from tests.needs import pytest_runtest_setup  # noqa: F401 -- and this one
 from tests.postgres import PostgresServer
+from tests.scheduling import pytest_xdist_make_scheduler  # noqa: F401 -- and this one
 
 TEMPLATE = "studio_template"
 

@@ -4,7 +4,7 @@
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -29,17 +29,6 @@ from fastapi import Request
 def echo(request: Request) -> dict[str, str]:
     return dict(request.headers)
 """
-
-MEASURED = pytest.StashKey[list[str]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[MEASURED] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash[MEASURED]:
-        terminalreporter.write_line(f"measured  {line}")
 
 
 def remove_containers(instance: str) -> None:
@@ -89,9 +78,7 @@ def no_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoEngine]:
 
 
 @pytest.fixture(scope="session")
-def studio(
-    mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[Studio]:
+def studio(mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     environment = stack_environment(tmp_path_factory.mktemp(f"e2e-{mode}") / "data") | {"DEPLOYMENT_MODE": mode}
     if mode == "local":
         environment["DOCKER_HOST"] = no_engine.address
@@ -99,7 +86,7 @@ def studio(
     try:
         stack.wait_ready(READY_S)
         shots = tmp_path_factory.mktemp(f"shots-{mode}")
-        with closing(Studio(stack, mode, shots, pytestconfig.stash[MEASURED])) as studio:
+        with closing(Studio(stack, mode, shots)) as studio:
             yield studio
     finally:
         code = stack.stop()
@@ -109,6 +96,15 @@ def studio(
     assert stack.processes() == []
     if mode == "local":
         assert no_engine.callers() == 0, "local mode has called the Docker engine"
+
+
+@pytest.fixture(autouse=True)
+def measured(studio: Studio, record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """What a test tells of its times comes with its report."""
+    studio.measured.clear()
+    yield
+    for line in studio.measured:
+        record_property("measured", line)
 
 
 @pytest.fixture

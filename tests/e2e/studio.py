@@ -35,7 +35,7 @@ class Studio:
     stack: RunningStack
     mode: str
     shots: Path
-    measured: list[str]
+    measured: list[str] = field(default_factory=list)
     _people: dict[str, "Person"] = field(default_factory=dict)
 
     @property
