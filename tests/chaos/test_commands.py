@@ -2,17 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
 
-import asyncpg
-import httpx
 import pytest
 
+from tests.chaos.checks import check_ended_as_the_last_one_says, command
 from tests.chaos.world import Person, Project, World
 
 pytestmark = [pytest.mark.chaos, pytest.mark.docker]
-
-RUNS = {"start_dev_server": True, "restart_dev_server": True, "stop_dev_server": False}
 
 
 async def most_running(project: Project) -> int:
@@ -25,28 +21,6 @@ async def most_running(project: Project) -> int:
             await asyncio.sleep(0.05)
     except asyncio.CancelledError:
         return most
-
-
-async def command(http: httpx.AsyncClient, project: Project, action: str, within_s: float) -> None:
-    await asyncio.sleep(random.uniform(0, within_s))
-    answer = await http.post(f"/api/projects/{project.id}/{action}")
-    assert answer.status_code == 202, answer.text
-
-
-async def check_ended_as_the_last_one_says(project: Project, operations: Sequence[asyncpg.Record]) -> None:
-    commands = sorted(
-        (row for row in operations if row["generation"] is not None), key=lambda row: int(row["generation"])
-    )
-    assert [row["generation"] for row in commands] == list(range(1, len(commands) + 1))
-    runs = RUNS[commands[-1]["kind"]]
-    row = await project.row()
-    assert (row["state"], row["generation"]) == ("running" if runs else "stopped", len(commands))
-    servers = project.world.observer.servers(project.owner.id, project.id)
-    assert len(servers) <= 1
-    assert any(server.runs for server in servers) == runs
-    assert commands[-1]["state"] == "succeeded"
-    for each in commands:
-        assert (each["state"], (each["error"] or {}).get("code")) in {("succeeded", None), ("failed", "superseded")}
 
 
 @pytest.mark.parametrize(

@@ -5,44 +5,14 @@ import random
 
 import pytest
 
-from tests.chaos.test_worker import fork, half_copied
-from tests.chaos.world import Person, Project, World, many_files, program, until
+from tests.chaos.checks import big, check_nothing_left, delete, fork, half_copied, until_gone
+from tests.chaos.world import Person, Project, World, program, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.docker, pytest.mark.slow]
 
-TABLES = ("projects", "dev_servers", "events", "leases", "environment_variables", "preview_tokens")
-
-
-async def until_gone(project: Project) -> None:
-    async def gone() -> bool:
-        return (await project.call("GET")).status_code == 404
-
-    await until(gone, f"the end of project {project.id}")
-
-
-async def check_nothing_left(project: Project) -> None:
-    """Of this project: neither container, folder, half-made folder nor row; and its operations have ended."""
-    world, owner = project.world, project.owner
-    assert world.observer.servers(owner.id, project.id) == []
-    assert not project.folder.exists()
-    assert project.unfinished == []
-    for table in TABLES:
-        column = "id" if table == "projects" else "project_id"
-        assert await world.fetch(f"SELECT FROM {table} WHERE {column} = $1", project.id) == [], table
-    for row in await world.fetch("SELECT * FROM operations WHERE project_id = $1", project.id):
-        code = (row["error"] or {}).get("code")
-        assert (row["state"], code) in {("succeeded", None), ("failed", "project_deleted"), ("failed", "superseded")}
-
-
-async def delete(project: Project) -> None:
-    answer = await project.delete()
-    assert answer.status_code == 202, answer.text
-    assert (await project.delete()).status_code == 404
-
 
 async def test_deletions_at_every_moment_of_a_life(world: World, ann: Person) -> None:
-    source = await ann.make()
-    await source.call("PUT", "/archive", content=many_files(2000), headers={"Content-Type": "application/gzip"})
+    source = await big(ann)
     starting, running, stopped = await ann.make(program(30)), await ann.start(), await ann.start()
     stopping = await ann.start("command = \"trap '' TERM; python3 -m http.server -b $HOST $PORT; sleep 9\"\n")
     await stopped.run("stop")
@@ -66,8 +36,7 @@ async def test_deletions_at_every_moment_of_a_life(world: World, ann: Person) ->
 
 async def test_a_worker_killed_during_a_deletion(world: World, ann: Person) -> None:
     projects = [await ann.start(), await ann.start(program(0.1))]
-    source = await ann.make()
-    await source.call("PUT", "/archive", content=many_files(2000), headers={"Content-Type": "application/gzip"})
+    source = await big(ann)
     await asyncio.gather(*(delete(project) for project in [*projects, source]))
     await asyncio.sleep(random.uniform(0, 0.4))
     said = world.kill("worker")

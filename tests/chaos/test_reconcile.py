@@ -11,8 +11,8 @@ from temporalio.client import Client
 from storage import dev_servers, operations, projects
 from storage.engine import Database
 from storage.projects import NewProject
+from tests.chaos.checks import check_nothing_left, until_gone
 from tests.chaos.observers import Engine
-from tests.chaos.test_deletion import check_nothing_left, until_gone
 from tests.chaos.world import Person, Project, World, states, until
 from workflows.contracts.dev_servers import DevServerAction
 from workflows.contracts.names import LABEL_INSTANCE, LABEL_PROJECT, LABEL_USER, dev_server_id

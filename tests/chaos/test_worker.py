@@ -6,40 +6,11 @@ import signal
 
 import pytest
 
+from tests.chaos.checks import MANY, big, check_started_once, fork, half_copied
 from tests.chaos.observers import Engine
-from tests.chaos.world import Person, Project, World, many_files, program, states, until
+from tests.chaos.world import Person, World, program, states, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.docker, pytest.mark.slow]
-
-MANY = 3000
-
-
-async def big(ann: Person) -> Project:
-    """A project whose copy takes long enough to be interrupted."""
-    project = await ann.make()
-    packed, kind = await asyncio.to_thread(many_files, MANY), {"Content-Type": "application/gzip"}
-    answer = await project.call("PUT", "/archive", content=packed, headers=kind)
-    assert answer.is_success, answer.text
-    return project
-
-
-async def fork(source: Project) -> Project:
-    answer = await source.call("POST", "/fork", json={})
-    assert answer.status_code == 202, answer.text
-    return Project(source.owner, answer.json()["id"])
-
-
-async def half_copied(project: Project) -> bool:
-    """Whether files are there, and not all of them."""
-    return any((path / "many" / "3").is_dir() for path in project.unfinished)
-
-
-async def check_started_once(project: Project) -> None:
-    log = await project.check_sound()
-    assert states(log) == ["starting", "running"]
-    assert project.starts() == 1
-    [server] = project.world.observer.servers(project.owner.id, project.id)
-    assert server.runs
 
 
 async def test_a_worker_killed_in_the_midst_of_everything(world: World, ann: Person) -> None:

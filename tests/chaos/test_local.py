@@ -1,0 +1,111 @@
+"""The same promises where dev servers are processes of this machine."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.chaos.checks import (
+    big,
+    check_ended_as_the_last_one_says,
+    check_nothing_left,
+    check_started_once,
+    command,
+    delete,
+    fork,
+    half_copied,
+    until_gone,
+)
+from tests.chaos.conftest import SHORT
+from tests.chaos.observers import Machine
+from tests.chaos.world import Person, World, program, states, until
+from tests.workers.stacks import RunningStack, stack_environment
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+READY_S = 240
+"""It installs the templates' packages first."""
+
+
+@pytest.fixture(scope="module")
+def local_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    data = tmp_path_factory.mktemp("chaos-local") / "data"
+    stack = RunningStack(stack_environment(data) | SHORT | {"DEPLOYMENT_MODE": "local"})
+    try:
+        stack.wait_ready(READY_S)
+        yield World(stack, lambda _: Machine(data))
+    finally:
+        stack.stop()
+    assert stack.processes() == []
+
+
+@pytest.fixture
+def world(local_world: World) -> World:
+    local_world.stack.wait_answering(60)
+    return local_world
+
+
+@pytest.fixture
+async def ann(world: World) -> AsyncIterator[Person]:
+    async with world.person() as person:
+        yield person
+        await asyncio.to_thread(world.stack.wait_answering, 60)
+        await person.leave()
+
+
+async def test_a_killed_worker_leaves_its_work_to_its_successor(world: World, ann: Person) -> None:
+    source, slow, fresh = await big(ann), await ann.make(program(6)), await ann.make()
+    await slow.accept("start")
+    await slow.until_event("dev_server.stage", stage="probing")
+    copy = await fork(source)
+    await until(lambda: half_copied(copy), "files in the copy")
+    await fresh.accept("start")
+    await fresh.until_event("dev_server.stage", stage="starting")
+    said = world.kill("worker")
+
+    await world.until_back("worker", said)
+    assert {row["state"] for row in await ann.until_ended()} == {"succeeded"}
+    for project in (slow, fresh):
+        await check_started_once(project)
+    await copy.check_sound()
+    await copy.run("start")
+
+
+async def test_servers_outlive_an_ended_worker_and_are_watched_by_the_next(world: World, ann: Person) -> None:
+    project = await ann.start()
+    servers, log = world.observer.servers(ann.id), await project.log()
+    assert len(servers) == 1
+    said = world.kill("worker", signal.SIGTERM)
+    await world.until_back("worker", said)
+    await asyncio.sleep(1)
+    assert (world.observer.servers(ann.id), await project.log()) == (servers, log)
+
+    world.observer.crash(ann.id, project.id)
+    row = await project.until_state("failed", timeout_s=15)
+    assert row["exit_code"] == 137
+    await project.run("start")
+    assert states(await project.check_sound()) == ["starting", "running", "failed", "starting", "running"]
+
+
+async def test_storms_of_commands_end_as_the_last_accepted_one_says(world: World, ann: Person) -> None:
+    project = await ann.make()
+    for within_s in (0.0, 1.0):
+        actions = random.sample(["start", "stop"] * 5, 10)
+        await asyncio.gather(*(command(ann.http, project, action, within_s) for action in actions))
+        await check_ended_as_the_last_one_says(project, await ann.until_ended())
+    await project.check_sound()
+
+
+async def test_deletions_while_they_start_and_run_leave_nothing(world: World, ann: Person) -> None:
+    starting, running, fresh = await ann.make(program(30)), await ann.start(), await ann.make()
+    await starting.accept("start")
+    await starting.until_event("dev_server.stage", stage="probing")
+    await fresh.accept("start")
+    projects = [starting, running, fresh]
+    await asyncio.gather(*(delete(project) for project in projects))
+    for project in projects:
+        await until_gone(project)
+        await check_nothing_left(project)
+    assert world.observer.leftovers(ann.id) == []
