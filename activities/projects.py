@@ -58,6 +58,8 @@ class Projects(ProjectActivities):
     async def create_project_files(self, project: ProjectInput) -> None:
         """See `ProjectActivities`."""
         record = await self._tell_stage(project, ProvisionStage.CREATING_FILES)
+        if record.state == ProjectState.READY:
+            return  # a late attempt, or a second run: what was promised is done, and its owner works on it
         async with working():
             if record.source_project_id is not None:
                 source = ProjectRef(record.user_id, record.source_project_id)
@@ -84,14 +86,16 @@ class Projects(ProjectActivities):
             ) from None
 
     async def _tell_stage(self, project: ProjectInput, stage: ProvisionStage) -> ProjectRecord:
-        """Write the stage down, once. A project that is gone, being deleted or done needs nothing: not retried."""
+        """Write the stage down, once. A project that is gone, being deleted or failed needs none: not retried."""
         async with self._database.transaction() as session:
             record = await projects.lock(session, project.project_id)
             if record is None or record.state == ProjectState.DELETING:
                 raise ApplicationError("The project was deleted.", type="project_deleted", non_retryable=True)
-            if record.state != ProjectState.PROVISIONING:
-                raise ApplicationError("The project was provisioned.", type="superseded", non_retryable=True)
-            if await operations.set_stage(session, UUID(project.operation_id), stage):
+            if record.state == ProjectState.FAILED:
+                raise ApplicationError("The project had failed already.", type="superseded", non_retryable=True)
+            if record.state == ProjectState.PROVISIONING and await operations.set_stage(
+                session, UUID(project.operation_id), stage
+            ):
                 await projects.set_state(session, project.project_id, ProjectState.PROVISIONING, stage=stage)
             return record
 
@@ -104,14 +108,19 @@ class Projects(ProjectActivities):
 
     @activity.defn(name="fail_provision")
     async def fail_provision(self, failure: ProvisionFailure) -> None:
-        """See `ProjectActivities`."""
+        """See `ProjectActivities`. Files go while the row says `provisioning` only: later they are their owner's."""
         project = failure.project
-        async with working():
-            await self._files.destroy(project.ref)
+        async with self._database.transaction() as session:
+            record = await projects.get(session, project.project_id)
+        unfinished = record is not None and record.state == ProjectState.PROVISIONING
+        if unfinished:
+            async with working():
+                await self._files.destroy(project.ref)
         error = {"code": failure.code, "detail": failure.detail, "retryable": False}
         async with self._database.transaction() as session:
-            if await projects.set_state(session, project.project_id, ProjectState.FAILED, reason=failure.detail):
-                await operations.finish(session, UUID(project.operation_id), error)
+            if unfinished:
+                await projects.set_state(session, project.project_id, ProjectState.FAILED, reason=failure.detail)
+            await operations.finish(session, UUID(project.operation_id), error)
 
     @activity.defn(name="await_workflows_closed")
     async def await_workflows_closed(self, project: ProjectInput) -> None:

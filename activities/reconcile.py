@@ -76,10 +76,15 @@ class Reconciliation(ReconcileActivities):
         async with self._database.transaction() as session:
             waiting = await projects.in_state(session, state, older_than_s=request.grace_s, limit=_AT_MOST)
         lost = [project for project in waiting if not await self._runs(workflow_id(project.id))]
+        begun = []
         for project in lost:
-            if request.dry_run:
-                continue
             async with self._database.transaction() as session:
+                now = await projects.lock(session, project.id)
+                if now is None or now.state != state:
+                    continue  # its workflow ended well between the two looks
+                begun.append(project.id)
+                if request.dry_run:
+                    continue
                 operation = await operations.running(session, project.id, kind) or await operations.create(
                     session, user_id=project.user_id, project_id=project.id, kind=kind
                 )
@@ -88,7 +93,7 @@ class Reconciliation(ReconcileActivities):
                 ProjectInput(user_id=project.user_id, project_id=project.id, operation_id=str(operation.id)),
             )
             log.warning("reconcile.restarted", project_id=project.id, kind=kind)
-        return [project.id for project in lost]
+        return begun
 
     async def _resend_commands(self, request: ReconcileInput) -> list[int]:
         """Send again what no workflow has heard of, or what one should be serving and isn't there."""

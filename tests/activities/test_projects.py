@@ -69,17 +69,37 @@ async def test_a_provision_that_is_tried_again_and_at_once_is_told_once(bench: B
     assert await bench.files.read(bench.project.ref, "index.html") == b"hello"
 
 
-async def test_an_attempt_that_thaws_when_the_project_is_ready_changes_nothing(bench: Bench) -> None:
+async def test_nothing_that_comes_late_touches_a_project_that_is_ready(bench: Bench) -> None:
+    """Neither an attempt of a worker that thaws nor a second run: the files are their owner's by now."""
     await bench.create_files()
     await bench.finish()
     (bench.files.root(bench.project.ref) / "index.html").write_text("mine")
     told = await bench.told()
-    with pytest.raises(ApplicationError) as caught:
-        await bench.create_files()
+    await bench.create_files()
+    await bench.fail()
+    await bench.finish()
 
-    assert (caught.value.type, caught.value.non_retryable) == ("superseded", True)
     assert await bench.told() == told
     assert await bench.files.read(bench.project.ref, "index.html") == b"mine"
+
+
+async def test_the_operation_of_a_second_run_ends_too(bench: Bench) -> None:
+    """Reconcile has begun it at the moment in which the first one ended."""
+    await bench.create_files()
+    await bench.finish()
+    async with bench.database.transaction() as session:
+        project = bench.project
+        second = await operations.create(
+            session, user_id=project.user_id, project_id=project.project_id, kind=PROVISION
+        )
+    bench.project = bench.project.model_copy(update={"operation_id": str(second.id)})
+    await bench.create_files()
+    await bench.finish()
+
+    async with bench.database.transaction() as session:
+        ended = await operations.get(session, second.id, user_id=bench.project.user_id)
+    assert ended is not None
+    assert ended.state == "succeeded"
 
 
 async def test_a_failed_project_is_not_finished_afterwards(bench: Bench) -> None:
