@@ -22,6 +22,7 @@ from storage.file_events import SeenChange
 from storage.secret_box import SecretBox
 from workflows.contracts.dev_servers import (
     PROVISIONING,
+    SUPERSEDED,
     DevServerAction,
     DevServerActivities,
     DevServerStage,
@@ -92,11 +93,11 @@ class DevServers(DevServerActivities):
             project = await projects.get(session, step.project_id)
             server = await dev_servers.get(session, step.project_id)
         if project is None or server is None or project.state == ProjectState.DELETING:
-            raise _final("superseded", "The project is being deleted.")
+            raise _final(SUPERSEDED, "The project is being deleted.")
         if server.generation > step.generation and server.action == DevServerAction.STOP:
-            raise _final("superseded", "A later stop took its place.")
+            raise _final(SUPERSEDED, "A later stop took its place.")
         if _is_late(server, step) or (server.observed_generation == step.generation and server.state in _DOWN):
-            raise _final("superseded", "This start has had its turn.")
+            raise _final(SUPERSEDED, "This start has had its turn.")
         if project.state == ProjectState.PROVISIONING:
             raise _final(PROVISIONING, "The project is still being provisioned.")
         if project.state == ProjectState.FAILED:

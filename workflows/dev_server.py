@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.activity_calls import Result, perform
     from workflows.contracts.dev_servers import (
         PROVISIONING,
+        SUPERSEDED,
         DevServerAction,
         DevServerActivities,
         DevServerCommand,
@@ -177,6 +178,8 @@ class DevServer:
 
     async def _start_failed(self, error: ActivityError) -> _Next:
         code, detail = cause_of(error)
+        if code == SUPERSEDED:
+            return _Next.END
         self._take_in_newer_starts()
         if code == TIMED_OUT:
             detail = f"It didn't answer over HTTP within {self._server.start_timeout_s:g} s."

@@ -198,6 +198,13 @@ async def test_a_missing_image_fails_at_once_and_is_not_tried_again(temporal: Wo
         )
 
 
+async def test_a_start_that_is_no_longer_wanted_touches_and_says_nothing(temporal: WorkflowEnvironment) -> None:
+    async with entity(temporal, worlds.LaterCommand()) as server:
+        await server.command(1, START)
+        await server.ended()
+        assert server.world.notes == ["refused"]
+
+
 async def test_an_engine_that_comes_back_is_waited_for(temporal: WorkflowEnvironment) -> None:
     async with entity(temporal, worlds.FlakyEngine()) as server:
         await server.command(1, START)

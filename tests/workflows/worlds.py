@@ -13,6 +13,7 @@ from activities.working import working
 from workers.worker import WORKFLOWS, activities_of, workflow_runner
 from workflows.contracts.dev_servers import (
     PROVISIONING,
+    SUPERSEDED,
     DevServerActivities,
     DevServerStep,
     IdleVerdict,
@@ -186,6 +187,15 @@ class FlakyEngine(DevServerWorld):
         if activity.info().attempt <= 3:
             raise ApplicationError("The engine is away.", type="runtime_unavailable")
         await super().launch_dev_server(step)
+
+
+class LaterCommand(DevServerWorld):
+    """The database knows of a later command, whose signal is elsewhere."""
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append("refused")
+        raise ApplicationError("A later stop took its place.", type=SUPERSEDED, non_retryable=True)
 
 
 class UnfinishedProject(DevServerWorld):

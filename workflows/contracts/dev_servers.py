@@ -140,6 +140,8 @@ class IdleVerdict(BaseModel):
 
 PROVISIONING = "provisioning"
 """Error type of a launch that came before the project has files."""
+SUPERSEDED = "superseded"
+"""Error type of a launch that is no longer wanted: whatever it would leave or say is a later command's to see to."""
 
 
 class DevServerActivities(Protocol):
