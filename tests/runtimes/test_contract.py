@@ -393,9 +393,11 @@ async def test_a_ledger_commands_time_and_output_have_bounds(house: House) -> No
 async def test_a_command_that_lost_its_container_says_so(house: House) -> None:
     runtime, ref = await running(house)
     await runtime.start_command(ref, "r", ExecSpec("echo begun; sleep 300", timeout_s=600))
-    async with asyncio.timeout(10):
-        while await runtime.command_output(ref, "r", offset=0, limit=100) != b"begun\n":
-            await asyncio.sleep(0.05)
+
+    async def begun() -> bool:
+        return await runtime.command_output(ref, "r", offset=0, limit=100) == b"begun\n"
+
+    await until(begun)
     await runtime.stop(ref, grace_s=1)
     with pytest.raises(NotRunningError):
         await runtime.command_status(ref, "r")
