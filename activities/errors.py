@@ -10,10 +10,21 @@ RuntimeFault
 ├── ResourcesExhaustedError    quota, disk, memory, address ranges: retry, slowly
 │   └── NoPlaceError           the user's own servers fill the user's network: not by itself
 └── SpecInvalidError           the engine refuses what we ask for: no retry
+
+ModelFault
+├── ModelUnavailableError      no answer, 5xx, a stream that broke off: retry
+├── ModelThrottledError        429 of a rate limit: retry, not before it says
+├── ModelKeyRefusedError       401, 403: the user's key is revoked or may not use this model: no retry
+├── ModelMissingError          404: the server has no such model: no retry
+├── ModelBudgetError           the proxy says that the key's budget is spent: no retry, the task pauses
+├── ModelQuotaError            429 `insufficient_quota`: the provider's account is empty: no retry
+├── ContextOverflowError       the conversation is longer than the model takes: no retry, it is compacted
+└── ModelRefusedError          400, 422: the provider refuses the request as it is: no retry
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import ClassVar
 
 from temporalio.exceptions import ApplicationError
@@ -90,9 +101,79 @@ class SpecInvalidError(RuntimeFault):
     code = "spec_invalid"
 
 
-def to_application_error(fault: RuntimeFault) -> ApplicationError:
+class ModelFault(Exception):  # noqa: N818 -- as RuntimeFault
+    """Root of what a language model's server answers wrongly with. The message is for the owner: no key, no prompt.
+
+    `retry_after`: seconds before which another try is pointless, where the server says so.
+    """
+
+    code: ClassVar[str] = "model_fault"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ModelUnavailableError(ModelFault):
+    """The server doesn't answer, fails, or broke off in the middle of an answer."""
+
+    code = "model_unavailable"
+    retryable = True
+
+
+class ModelThrottledError(ModelFault):
+    """Too many requests or tokens in too short a time."""
+
+    code = "model_throttled"
+    retryable = True
+
+
+class ModelKeyRefusedError(ModelFault):
+    """The key is unknown, revoked, or may not use this model."""
+
+    code = "model_key_refused"
+
+
+class ModelMissingError(ModelFault):
+    """The server has no model of this name."""
+
+    code = "unknown_model"
+
+
+class ModelBudgetError(ModelFault):
+    """The proxy's own budget of this key is spent."""
+
+    code = "model_budget_exceeded"
+
+
+class ModelQuotaError(ModelFault):
+    """The account behind the server has nothing left; its operator must see to it."""
+
+    code = "model_quota_exhausted"
+
+
+class ContextOverflowError(ModelFault):
+    """The conversation is longer than the model takes."""
+
+    code = "context_overflow"
+
+
+class ModelRefusedError(ModelFault):
+    """The provider refuses the request as it is."""
+
+    code = "model_refused"
+
+
+def to_application_error(fault: RuntimeFault | ModelFault) -> ApplicationError:
     """The fault as Temporal sees it: `type` is the code, retried only when its cause may pass."""
-    return ApplicationError(str(fault), type=fault.code, non_retryable=not fault.retryable)
+    retry_after = fault.retry_after if isinstance(fault, ModelFault) else None
+    return ApplicationError(
+        str(fault),
+        type=fault.code,
+        non_retryable=not fault.retryable,
+        next_retry_delay=None if retry_after is None else timedelta(seconds=retry_after),
+    )
 
 
 @contextmanager
@@ -100,7 +181,7 @@ def converting_errors() -> Iterator[None]:
     """Let the errors of ports and domain leave an activity as Temporal understands them: classed by cause."""
     try:
         yield
-    except RuntimeFault as fault:
+    except (RuntimeFault, ModelFault) as fault:
         raise to_application_error(fault) from fault
     except StudioError as error:
         raise ApplicationError(error.detail, type=error.code, non_retryable=not error.retryable) from error

@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from workflows.contracts.errors import StudioError
 from workflows.contracts.names import ProjectRef
@@ -371,3 +372,123 @@ class FileStore(Protocol):
 
     async def destroy(self, ref: ProjectRef) -> None:
         """Remove the project's folder and all in it; gone already is success."""
+
+
+# --- LanguageModel ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RequestedCall:
+    """A tool call as a model wrote it: `arguments` is its JSON text, not looked at yet."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ModelMessage:
+    """One message of a conversation, in OpenAI's terms.
+
+    `tool_calls` only on an assistant's message; `tool_call_id` only, and always, on a `tool` message.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[RequestedCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolSchema:
+    """A tool as a model is told of it. `parameters`: JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a model is asked. `key`: the user's own at the proxy; None: the service's, where there are no users' keys.
+
+    `max_output_tokens` bounds the answer, and with it what the call can cost.
+    """
+
+    model: str
+    messages: tuple[ModelMessage, ...]
+    tools: tuple[ToolSchema, ...] = ()
+    max_output_tokens: int = 8192
+    key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class ModelUsage:
+    """What a call used. `cost_usd` None: the server didn't say."""
+
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | None = None
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """A piece of the answer's text as it came; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ModelEnd:
+    """The end of an answer; always the last item. `usage` None: the server didn't say."""
+
+    finish_reason: str
+    tool_calls: tuple[RequestedCall, ...] = ()
+    usage: ModelUsage | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be asked for. Prices are USD for one token, None where nobody says.
+
+    `context_tokens`: bound of a request together with its answer. `calls_tools`: it knows native function calling.
+    """
+
+    id: str
+    input_price: Decimal | None = None
+    output_price: Decimal | None = None
+    context_tokens: int | None = None
+    calls_tools: bool = True
+
+
+class LanguageModel(Protocol):
+    """Models behind an OpenAI-compatible API. Errors are `ModelFault`s (activities/errors.py). No call retries by
+    itself; closing the iterator ends the request at the server, too.
+    """
+
+    default_model: str
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[ModelText | ModelEnd]:
+        """Ask, and yield the answer as it comes. An answer that ends without its end mark is a fault."""
+
+    async def models(self) -> list[ModelInfo]:
+        """The models that the server offers, sorted by id; remembered for a minute."""
+
+    async def ready(self) -> None:
+        """Raise a fault that says why when the server doesn't answer now; for `/readyz`."""
+
+    async def close(self) -> None:
+        """Let connections go."""
+
+
+class ModelKeys(Protocol):
+    """Virtual keys at the proxy, one per user, found by an alias that follows from the user's id."""
+
+    async def create(self, user_id: int, *, budget_usd: Decimal | None) -> str:
+        """Make the user's key and return it; one that is there under the alias is replaced. `budget_usd`: a month's."""
+
+    async def set_budget(self, user_id: int, budget_usd: Decimal | None) -> None:
+        """Change the month's budget; no key there is success."""
+
+    async def revoke(self, user_id: int) -> None:
+        """Remove the user's key; gone already is success."""
