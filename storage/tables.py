@@ -73,13 +73,18 @@ class RefreshToken(Table):
 
 
 class Ticket(Table):
-    """A single-use credential for a query string; spending it deletes the row."""
+    """A single-use credential for a query string; spending it deletes the row.
+
+    `family` or `api_key_id`: the session or API key that asked for it, with which it ends.
+    """
 
     __tablename__ = "tickets"
 
     token_hash: Mapped[bytes] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
     scopes: Mapped[list[str] | None]
+    family: Mapped[UUID | None]
+    api_key_id: Mapped[UUID | None]
     expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
@@ -238,6 +243,7 @@ class IdempotencyKey(Table):
     """The first answer to a POST with an `Idempotency-Key`, for 24 hours. `status` None: still being worked on.
 
     `owner`: `user:…`, or `address:…` before a login. `body_encrypted`: answers of the auth routes hold tokens.
+    `made`: id of what the request has made, written in the transaction that made it; its route knows its meaning.
     """
 
     __tablename__ = "idempotency_keys"
@@ -248,6 +254,7 @@ class IdempotencyKey(Table):
     status: Mapped[int | None]
     headers: Mapped[dict[str, Any] | None]
     body_encrypted: Mapped[bytes | None]
+    made: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
 
