@@ -1,6 +1,7 @@
 """The tables. Times are UTC with time zone; secrets are stored as SHA-256 or encrypted, never as they are."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,9 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    Numeric,
     Text,
+    UniqueConstraint,
     func,
     text,
 )
@@ -39,12 +42,14 @@ class Table(DeclarativeBase):
         bytes: LargeBinary,
         datetime: DateTime(timezone=True),
         dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
         list[str]: ARRAY(Text),
+        Decimal: Numeric(20, 10),
     }
 
 
 class User(Table):
-    """A person. `email` as they wrote it, unique without regard to case."""
+    """A person. `email` as they wrote it, unique without regard to case. `monthly_budget_usd` None: the setting's."""
 
     __tablename__ = "users"
     __table_args__ = (Index("uq_users_email_lower", text("lower(email)"), unique=True),)
@@ -55,6 +60,7 @@ class User(Table):
     password_hash: Mapped[str]
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     is_superuser: Mapped[bool] = mapped_column(server_default=text("false"))
+    monthly_budget_usd: Mapped[Decimal | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -192,6 +198,7 @@ class EventRow(Table):
             "seq",
             postgresql_where=text("type = 'file.changed'"),
         ),
+        Index("ix_events_task", "task_id", "seq", postgresql_where=text("task_id IS NOT NULL")),
     )
 
     project_id: Mapped[int] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"), primary_key=True)
@@ -269,3 +276,227 @@ class PreviewToken(Table):
     user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
     expires_at: Mapped[datetime] = mapped_column(index=True)
     spent_at: Mapped[datetime | None]
+
+
+class Chat(Table):
+    """A conversation in a project. `last_seq`: number of its newest message, raised under the row's lock."""
+
+    __tablename__ = "chats"
+    __table_args__ = (Index("ix_chats_project_id_id", "project_id", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
+    user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), index=True)
+    title: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seq: Mapped[int] = mapped_column(server_default=text("0"))
+
+
+class AgentTaskRow(Table):
+    """A task, agent's or chat's. `prompt_seq`: number of its prompt; what is before that in the chat is its past.
+
+    `allowed_tools`: those that `allow_always` was said of. `cancel_requested_at`: from then on nothing new begins.
+    """
+
+    __tablename__ = "agent_tasks"
+    __table_args__ = (
+        Index("ix_agent_tasks_project_id_id", "project_id", "id"),
+        Index("ix_agent_tasks_user_id_id", "user_id", "id"),
+        Index(
+            "uq_agent_tasks_active",
+            "chat_id",
+            unique=True,
+            postgresql_where=text("state IN ('running', 'awaiting_approval')"),
+        ),
+        Index(
+            "ix_agent_tasks_open",
+            "updated_at",
+            postgresql_where=text("state IN ('queued', 'running', 'awaiting_approval')"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    project_id: Mapped[int] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"))
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey(Chat.id, ondelete="CASCADE"), index=True)
+    mode: Mapped[str]
+    prompt: Mapped[str]
+    prompt_seq: Mapped[int]
+    model: Mapped[str]
+    tools: Mapped[list[str] | None]
+    approval_mode: Mapped[str]
+    max_steps: Mapped[int]
+    budget_usd: Mapped[Decimal | None]
+    state: Mapped[str] = mapped_column(server_default=text("'queued'"))
+    state_reason: Mapped[str | None]
+    state_detail: Mapped[str | None]
+    plan_allowed: Mapped[bool] = mapped_column(server_default=text("false"))
+    allowed_tools: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    todo: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'"))
+    cancel_requested_at: Mapped[datetime | None]
+    cancel_reason: Mapped[str | None]
+    retry_of: Mapped[UUID | None]
+    input_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    output_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    cost_usd: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.clock_timestamp())
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Message(Table):
+    """A message of a chat. `task_id`: the task that it began, steered or came from.
+
+    `step`: for a user's message the step that first saw it, None while no step has; for an assistant's its last step.
+    """
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        UniqueConstraint("chat_id", "seq"),
+        Index(
+            "uq_messages_client_message_id",
+            "chat_id",
+            "client_message_id",
+            unique=True,
+            postgresql_where=text("client_message_id IS NOT NULL"),
+        ),
+        Index("ix_messages_task_id", "task_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey(Chat.id, ondelete="CASCADE"))
+    seq: Mapped[int]
+    role: Mapped[str]
+    content: Mapped[str]
+    task_id: Mapped[UUID | None]
+    step: Mapped[int | None]
+    client_message_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TaskStep(Table):
+    """A model's answer, whole. Steps count from 1. `finish_reason` `cancelled` or `failed`: what had come by then."""
+
+    __tablename__ = "task_steps"
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(AgentTaskRow.id, ondelete="CASCADE"), primary_key=True)
+    n: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str]
+    finish_reason: Mapped[str]
+    input_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    cost_usd: Mapped[Decimal] = mapped_column(server_default="0")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ToolCall(Table):
+    """A tool call of a step. `arguments`: JSON text as the model wrote it.
+
+    `intent`: what the running call is about to do, noted before it does it, so that an attempt that follows can tell
+    whether it was done.
+    """
+
+    __tablename__ = "tool_calls"
+    __table_args__ = (UniqueConstraint("task_id", "step", "position"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(AgentTaskRow.id, ondelete="CASCADE"))
+    step: Mapped[int]
+    position: Mapped[int]
+    wave: Mapped[int]
+    name: Mapped[str]
+    arguments: Mapped[str]
+    state: Mapped[str]
+    result: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    intent: Mapped[dict[str, Any] | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Approval(Table):
+    """A question to the task's owner, and what they said. `call_id` None: for a plan."""
+
+    __tablename__ = "approvals"
+    __table_args__ = (Index("ix_approvals_task_id_step", "task_id", "step"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(AgentTaskRow.id, ondelete="CASCADE"))
+    step: Mapped[int]
+    call_id: Mapped[str | None]
+    kind: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    decision: Mapped[str | None]
+    note: Mapped[str | None]
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    resolved_at: Mapped[datetime | None]
+
+
+class TaskSummary(Table):
+    """What stands, for the model, in place of a task's past up to and with step `upto` (0: the chat before it)."""
+
+    __tablename__ = "task_summaries"
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(AgentTaskRow.id, ondelete="CASCADE"), primary_key=True)
+    upto: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TaskFile(Table):
+    """Which version of a file a task has last read or written."""
+
+    __tablename__ = "task_files"
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(AgentTaskRow.id, ondelete="CASCADE"), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    etag: Mapped[str]
+
+
+class EventFenceRow(Table):
+    """Who may write on a subject of a task, see storage/event_fences.py."""
+
+    __tablename__ = "event_fences"
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(AgentTaskRow.id, ondelete="CASCADE"), primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    token: Mapped[UUID]
+
+
+class ModelCall(Table):
+    """One model call in our ledger: reserved before it is made, settled from the usage that came back.
+
+    Outlives its project and task, so it refers to them by number only. `estimated`: the server didn't say what it cost.
+    """
+
+    __tablename__ = "model_calls"
+    __table_args__ = (
+        Index("ix_model_calls_user_id_at", "user_id", "at"),
+        Index("ix_model_calls_reserved", "task_id", postgresql_where=text("settled_at IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+    project_id: Mapped[int | None]
+    task_id: Mapped[UUID | None]
+    model: Mapped[str]
+    reserved_usd: Mapped[Decimal]
+    cost_usd: Mapped[Decimal] = mapped_column(server_default=text("0"))
+    input_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    output_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    estimated: Mapped[bool] = mapped_column(server_default=text("false"))
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    settled_at: Mapped[datetime | None]
+
+
+class ModelKey(Table):
+    """A user's virtual key at the LLM proxy, encrypted. `version` is raised by each rotation."""
+
+    __tablename__ = "model_keys"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
+    key_encrypted: Mapped[bytes]
+    version: Mapped[int] = mapped_column(server_default=text("1"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -87,5 +87,15 @@ def delete_project_id(project_id: int) -> str:
     return f"delete-project-{project_id}"
 
 
+def agent_task_id(task_id: str) -> str:
+    """Workflow id of the `AgentTask`."""
+    return f"agent-task-{task_id}"
+
+
+def onboard_user_id(user_id: int) -> str:
+    """Workflow id of the user's `OnboardUser`."""
+    return f"onboard-user-{user_id}"
+
+
 RECONCILE_ID = "reconcile"
 """Id of the Temporal Schedule and, as a prefix, of the `Reconcile` runs that it starts."""

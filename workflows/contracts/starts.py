@@ -15,12 +15,15 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
+from temporalio.service import RPCError, RPCStatusCode
 
+from workflows.contracts.agent_tasks import AgentTaskInput
 from workflows.contracts.dev_servers import DevServerCommand, DevServerInput
 from workflows.contracts.names import (
     RECONCILE_ID,
     TASK_QUEUE,
     ProjectRef,
+    agent_task_id,
     delete_project_id,
     dev_server_id,
     provision_project_id,
@@ -103,3 +106,36 @@ async def command_dev_server(client: Client, server: DevServerInput, command: De
         static_summary=f"Dev server of project {server.project_id}, user {server.user_id}",
         rpc_timeout=RPC_TIMEOUT,
     )
+
+
+async def start_agent_task(client: Client, task: AgentTaskInput) -> None:
+    """Start the task's workflow unless it runs; one that was lost begins again where its rows say."""
+    await client.start_workflow(
+        "AgentTask",
+        task,
+        id=agent_task_id(task.task_id),
+        task_queue=TASK_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        search_attributes=project_attributes(task.ref),
+        static_summary=f"Task of project {task.project_id}, user {task.user_id}",
+        rpc_timeout=RPC_TIMEOUT,
+    )
+
+
+async def nudge_agent_task(client: Client, task_id: str) -> None:
+    """Have the task look at its rows: something that it may wait for has been committed. Not running is success."""
+    await _signal_agent_task(client, task_id, "look")
+
+
+async def cancel_agent_task(client: Client, task_id: str) -> None:
+    """Tell the task that its row asks for a cancellation. Not running is success."""
+    await _signal_agent_task(client, task_id, "cancel")
+
+
+async def _signal_agent_task(client: Client, task_id: str, signal: str) -> None:
+    try:
+        await client.get_workflow_handle(agent_task_id(task_id)).signal(signal, rpc_timeout=RPC_TIMEOUT)
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
