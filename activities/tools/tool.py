@@ -29,12 +29,14 @@ class ToolResult:
     """What the model is told. `failed`: the tool did not do what was asked, and `text` says why and what to do.
 
     `exit_code` only of commands. `changes`: files that the tool itself has written, for their events.
+    `image`: a PNG or, where that would be too large, a JPEG of at most 1 MiB; kept for the project's owner.
     """
 
     text: str
     failed: bool = False
     exit_code: int | None = None
     changes: tuple[FileChange, ...] = ()
+    image: bytes | None = None
 
 
 class ToolFailure(Exception):  # noqa: N818 -- an answer to the model, not a fault of ours
@@ -149,6 +151,10 @@ class Tool(Generic[Arguments]):
     async def run(self, context: ToolContext, arguments: Arguments) -> ToolResult:
         """Do it."""
         raise NotImplementedError
+
+    def has_effects(self, arguments: Arguments) -> bool:  # noqa: ARG002 -- for those that override it
+        """Whether this call changes anything: such calls are asked for, where the task's owner wants to be asked."""
+        return self.kind is not ToolKind.LOOK
 
     def touches(self, arguments: Arguments) -> str | None:  # noqa: ARG002 -- for those that override it
         """The path that a call of an `edit` tool changes, so that two calls on one path take turns."""
