@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from sse_starlette import EventSourceResponse
@@ -17,7 +17,7 @@ from workflows.contracts.events import Event
 PING_S: Final = 15
 """Seconds of silence after which a comment is sent, so that no proxy takes the stream for dead."""
 ACCESS_CHECK_S: Final = 10.0
-"""Seconds between two looks at whether the caller may still see the stream."""
+"""Seconds between two looks at whether the caller may still see a stream, of whatever kind."""
 _GRACE_S: Final = 2.0
 _SEND_TIMEOUT_S: Final = 60.0
 _HEADERS: Final = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
@@ -40,6 +40,7 @@ class ServerSentEvent(BaseFrame):
         super().__init__(data, event=event, id=id, comment=comment, sep="\n")
 
 
+Item = TypeVar("Item")
 AccessCheck = Callable[[], Awaitable[bool]]
 
 
@@ -48,11 +49,11 @@ def event_frame(event: Event) -> ServerSentEvent:
     return ServerSentEvent(id=str(event.seq), event=event.type, data=event.model_dump_json(exclude_none=True))
 
 
-def event_stream(frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck | None = None) -> EventSourceResponse:
+def event_stream(frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck) -> EventSourceResponse:
     """Answer with `frames` until they end, the client leaves, the server stops, or `allowed` says False.
 
-    `allowed` is asked every ten seconds. `frames` is closed whichever way it ends; a client that takes nothing for
-    a minute is cut off.
+    `allowed` is asked every ten seconds, see api/auth/access.py. `frames` is closed whichever way it ends; a client
+    that takes nothing for a minute is cut off.
     """
     shutdown = anyio.Event()
     return _Stream(
@@ -64,6 +65,11 @@ def event_stream(frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck
         shutdown_event=shutdown,
         shutdown_grace_period=_GRACE_S,
     )
+
+
+def while_allowed(pieces: AsyncIterator[Item], allowed: AccessCheck) -> AsyncIterator[Item]:
+    """The pieces of a stream of another kind until they end or `allowed`, asked as above, says False."""
+    return _until_the_end(pieces, anyio.Event(), allowed)
 
 
 class _Stream(EventSourceResponse):
@@ -86,12 +92,12 @@ class _Ending:
 
 
 async def _until_the_end(
-    frames: AsyncIterator[ServerSentEvent], shutdown: anyio.Event, allowed: AccessCheck | None
-) -> AsyncIterator[ServerSentEvent]:
+    frames: AsyncIterator[Item], shutdown: anyio.Event, allowed: AccessCheck
+) -> AsyncIterator[Item]:
     ending = _Ending()
     watching = asyncio.create_task(_watch(ending, shutdown, allowed), name="stream watcher")
     try:
-        while True:
+        while not ending.over:
             with anyio.CancelScope() as ending.turn:
                 try:
                     frame = await anext(frames)
@@ -107,17 +113,17 @@ async def _until_the_end(
                 await frames.aclose()
 
 
-async def _watch(ending: _Ending, shutdown: anyio.Event, allowed: AccessCheck | None) -> None:
+async def _watch(ending: _Ending, shutdown: anyio.Event, allowed: AccessCheck) -> None:
     try:
         while not shutdown.is_set() and await _still_allowed(allowed):
-            with anyio.move_on_after(None if allowed is None else ACCESS_CHECK_S):
+            with anyio.move_on_after(ACCESS_CHECK_S):
                 await shutdown.wait()
     finally:
         ending.end()
 
 
-async def _still_allowed(allowed: AccessCheck | None) -> bool:
+async def _still_allowed(allowed: AccessCheck) -> bool:
     try:
-        return allowed is None or await allowed()
+        return await allowed()
     except UnavailableError:
         return True  # asked again at the next turn: an outage takes nobody's access away

@@ -1,7 +1,8 @@
 """What proves who somebody is: sessions (families of refresh tokens), tickets, API keys. Stored as hashes only.
 
-A session is a family: the chain of refresh tokens that one login began. It lives while one of its rows isn't
-revoked; access tokens name their family and end with it. storage/expiry.py deletes what has expired.
+A session is a family: the chain of refresh tokens that one login began. It lives while one of its rows is neither
+revoked nor expired; access tokens name their family and end with it, and so does a ticket with the session or API key
+that asked for it. storage/expiry.py deletes what has expired.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from storage.engine import Database
 from storage.statements import Statement
 from storage.tables import ApiKey, RefreshToken, Ticket, User
-from storage.users import UserRecord, user_record
+from storage.users import UserRecord
 from workflows.contracts.errors import ConflictError, NotFoundError
 
 API_KEY_PREFIX = "stu_"
@@ -49,13 +50,14 @@ class Spending(Enum):
 
 
 _USER: Final = [getattr(User, name) for name in UserRecord.__dataclass_fields__]
-_SESSION_LIVES: Final = and_(
-    User.id == bindparam("user_id"),
-    User.is_active,
-    exists().where(
-        RefreshToken.family == bindparam("family"), RefreshToken.user_id == User.id, RefreshToken.revoked_at.is_(None)
-    ),
+_ACTIVE_USER: Final = and_(User.id == bindparam("user_id"), User.is_active)
+_FAMILY_LIVES: Final = exists().where(
+    RefreshToken.family == bindparam("family"),
+    RefreshToken.user_id == User.id,
+    RefreshToken.revoked_at.is_(None),
+    RefreshToken.expires_at > func.now(),
 )
+_SESSION_LIVES: Final = and_(_ACTIVE_USER, _FAMILY_LIVES)
 _SESSION_USER: Final = Statement(select(*_USER).where(_SESSION_LIVES))
 
 
@@ -139,17 +141,54 @@ async def _revoke(session: AsyncSession, which: object) -> None:
     )
 
 
+# --- what access stands on --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """The session or API key by which a user was let in, also when a ticket stood between: with it their access ends.
+
+    One of `family` and `api_key_id`.
+    """
+
+    user_id: int
+    family: UUID | None
+    api_key_id: UUID | None
+
+
+_KEY_UNEXPIRED: Final = ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now())
+_KEY_LIVES: Final = exists().where(ApiKey.id == bindparam("api_key_id"), ApiKey.user_id == User.id, _KEY_UNEXPIRED)
+_SOURCE_USER: Final = select(*_USER).where(_ACTIVE_USER, _FAMILY_LIVES | _KEY_LIVES)
+_SOURCE_USER_NOW: Final = Statement(_SOURCE_USER)
+
+
+async def lives(database: Database, source: Source) -> bool:
+    """Whether the user is active, and the session lives or the API key is there and hasn't expired."""
+    return bool(await database.fetch(_SOURCE_USER_NOW, **vars(source)))
+
+
 # --- tickets ----------------------------------------------------------------------------------------------------
 
 
-async def add_ticket(session: AsyncSession, user_id: int, scopes: frozenset[str] | None, lifetime: timedelta) -> str:
-    """Issue a single-use ticket with the scopes of who asked."""
+@dataclass(frozen=True)
+class SpentTicket:
+    """What a ticket opened: to whom, with which scopes, and on what it stands."""
+
+    user: UserRecord
+    scopes: frozenset[str] | None
+    source: Source
+
+
+async def add_ticket(session: AsyncSession, source: Source, scopes: frozenset[str] | None, lifetime: timedelta) -> str:
+    """Issue a single-use ticket with the scopes of who asked, which ends with their session or API key."""
     ticket = secrets.token_urlsafe(32)
     session.add(
         Ticket(
             token_hash=hash_secret(ticket),
-            user_id=user_id,
+            user_id=source.user_id,
             scopes=None if scopes is None else sorted(scopes),
+            family=source.family,
+            api_key_id=source.api_key_id,
             expires_at=func.now() + lifetime,
         )
     )
@@ -157,20 +196,19 @@ async def add_ticket(session: AsyncSession, user_id: int, scopes: frozenset[str]
     return ticket
 
 
-async def spend_ticket(session: AsyncSession, ticket: str) -> tuple[UserRecord, frozenset[str] | None] | None:
-    """The active user and scopes of a ticket, which is gone thereafter; None when it isn't valid."""
+async def spend_ticket(session: AsyncSession, ticket: str) -> SpentTicket | None:
+    """What a ticket opens, which is gone thereafter; None when it isn't valid, or what it stands on has ended."""
     spend = (
         delete(Ticket)
         .where(Ticket.token_hash == hash_secret(ticket), Ticket.expires_at > func.now())
-        .returning(Ticket.user_id, Ticket.scopes)
+        .returning(Ticket.user_id, Ticket.family, Ticket.api_key_id, Ticket.scopes)
     )
     spent = (await session.execute(spend)).one_or_none()
     if spent is None:
         return None
-    user = await session.get(User, spent.user_id)
-    if user is None or not user.is_active:
-        return None
-    return user_record(user), _scopes(spent.scopes)
+    source = Source(spent.user_id, spent.family, spent.api_key_id)
+    user = (await session.execute(_SOURCE_USER, vars(source))).one_or_none()
+    return None if user is None else SpentTicket(UserRecord(*user), _scopes(spent.scopes), source)
 
 
 # --- API keys ---------------------------------------------------------------------------------------------------
@@ -242,7 +280,7 @@ _USABLE_API_KEY: Final = Statement(
     .where(
         ApiKey.key_hash == bindparam("key_hash"),
         User.is_active,
-        ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now()),
+        _KEY_UNEXPIRED,
     )
 )
 

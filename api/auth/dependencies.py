@@ -21,6 +21,7 @@ from api.auth.tokens import AccessTokens, invalid_credentials
 from api.context import request_context
 from api.services import Services, get_services
 from storage import credentials
+from storage.credentials import Source
 from storage.users import UserRecord
 from workflows.contracts.errors import DeniedError
 
@@ -35,7 +36,7 @@ _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 class Principal:
     """Who makes a request, and by which credential. `scopes` None: everything that the user may.
 
-    `family`: the session, only `via` "session".
+    `family` or `api_key_id`: the session or API key that it stands on, for a ticket those of who asked for it.
     """
 
     user_id: int
@@ -44,6 +45,12 @@ class Principal:
     via: Literal["session", "api_key", "ticket"]
     scopes: frozenset[str] | None = None
     family: UUID | None = None
+    api_key_id: UUID | None = None
+
+    @property
+    def source(self) -> Source:
+        """What has to live on for as long as this is to be believed."""
+        return Source(self.user_id, self.family, self.api_key_id)
 
 
 class AuthTools:
@@ -88,7 +95,7 @@ async def _authenticate(connection: HTTPConnection, ticket: str | None) -> Princ
     user = await credentials.session_user(services.database, claims.user_id, claims.family)
     if user is None:
         raise invalid_credentials()
-    return _principal(user, "session", family=claims.family)
+    return _principal(user, "session", None, Source(user.id, claims.family, None))
 
 
 async def _by_ticket(services: Services, ticket: str) -> Principal:
@@ -96,8 +103,7 @@ async def _by_ticket(services: Services, ticket: str) -> Principal:
         found = await credentials.spend_ticket(session, ticket)
     if found is None:
         raise invalid_credentials()
-    user, scopes = found
-    return _principal(user, "ticket", scopes)
+    return _principal(found.user, "ticket", found.scopes, found.source)
 
 
 async def _by_api_key(services: Services, key: str) -> Principal:
@@ -105,16 +111,16 @@ async def _by_api_key(services: Services, key: str) -> Principal:
     if found is None:
         raise invalid_credentials()
     user, record = found
-    return _principal(user, "api_key", record.scopes)
+    return _principal(user, "api_key", record.scopes, Source(user.id, None, record.id))
 
 
 def _principal(
     user: UserRecord,
     via: Literal["session", "api_key", "ticket"],
-    scopes: frozenset[str] | None = None,
-    family: UUID | None = None,
+    scopes: frozenset[str] | None,
+    source: Source,
 ) -> Principal:
-    return Principal(user.id, user.email, user.is_superuser, via, scopes, family)
+    return Principal(user.id, user.email, user.is_superuser, via, scopes, source.family, source.api_key_id)
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:

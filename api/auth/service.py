@@ -99,9 +99,9 @@ async def logout(services: Services, token: str | None) -> None:
 
 
 async def issue_ticket(services: Services, user: Principal) -> str:
-    """A ticket with the scopes of who asks."""
+    """A ticket with the scopes of who asks, which ends with what they asked by."""
     async with services.database.transaction() as session:
-        return await credentials.add_ticket(session, user.user_id, user.scopes, timedelta(seconds=TICKET_LIFETIME_S))
+        return await credentials.add_ticket(session, user.source, user.scopes, timedelta(seconds=TICKET_LIFETIME_S))
 
 
 async def change_password(

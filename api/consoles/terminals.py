@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Coroutine
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -9,14 +11,15 @@ from pydantic import BaseModel, Field, ValidationError
 
 from activities.errors import RuntimeFault
 from activities.ports import Terminal
+from api.auth.access import until_refused
+from api.auth.dependencies import Principal
 from api.consoles.service import keeping_awake
 from api.errors import problem_of, refuse_websocket
 from api.services import ApiConfig, Services
 from storage.projects import ProjectRecord
 from workflows.contracts.dev_servers import LeaseKind
-from workflows.contracts.errors import DeniedError
+from workflows.contracts.errors import DeniedError, NotFoundError, StudioError
 
-_GONE = 4404
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -49,9 +52,15 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
 
 
 async def serve_terminal(
-    services: Services, project: ProjectRecord, websocket: WebSocket, *, session: str | None, size: Resize
+    services: Services,
+    user: Principal,
+    project: ProjectRecord,
+    websocket: WebSocket,
+    *,
+    session: str | None,
+    size: Resize,
 ) -> None:
-    """Carry bytes until the shell ends (1000), the client leaves, or the project goes (4404)."""
+    """Carry bytes until the client leaves, the shell ends (1000), or access (4401) or the project (4404) does."""
     async with (
         keeping_awake(services, project, LeaseKind.TERMINAL) as gone,
         services.runtime.terminal(project.ref, session=session, cols=size.cols, rows=size.rows) as terminal,
@@ -59,37 +68,48 @@ async def serve_terminal(
         await websocket.accept()
         await websocket.send_text(json.dumps({"type": "session", "session": terminal.session}))
         try:
-            await _carry(websocket, terminal, gone)
-        except RuntimeFault as fault:
-            problem = problem_of(fault)
+            await _carry(websocket, terminal, gone, until_refused(services, user, project))
+            await websocket.close(1000)
+        except (RuntimeFault, StudioError) as error:
+            problem = problem_of(error)
             if problem is not None:
                 await refuse_websocket(websocket, problem)
         except WebSocketDisconnect:
             return
 
 
-async def _carry(websocket: WebSocket, terminal: Terminal, gone: asyncio.Event) -> None:
-    """Both directions at once; the first to end ends the other."""
-    tasks = [
+async def _carry(
+    websocket: WebSocket, terminal: Terminal, gone: asyncio.Event, refusal: Coroutine[Any, Any, NoReturn]
+) -> None:
+    """Both directions at once, until the shell ends. Nothing passes any more when this returns or raises.
+
+    Raises `WebSocketDisconnect` when the client has left, what `refusal` raises, `NotFoundError` when the project is
+    `gone`.
+    """
+    shell, *others = [
         asyncio.create_task(_from_shell(websocket, terminal), name="terminal output"),
         asyncio.create_task(_from_client(websocket, terminal), name="terminal input"),
-        asyncio.create_task(gone.wait(), name="terminal's project"),
+        asyncio.create_task(_until_gone(gone), name="terminal's project"),
+        asyncio.create_task(refusal, name="terminal's access"),
     ]
+    tasks = [shell, *others]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        if tasks[0] in done:
-            await websocket.close(1000)
-        elif tasks[2] in done:
-            await websocket.close(_GONE, "not_found")
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         for task in tasks:
             if not task.cancelled():
-                task.exception()  # looked at: the first one's has been raised
+                task.exception()  # looked at: the first one's is raised below
+    for task in tasks:
+        if task in done:
+            task.result()
+
+
+async def _until_gone(gone: asyncio.Event) -> None:
+    await gone.wait()
+    raise NotFoundError
 
 
 async def _from_shell(websocket: WebSocket, terminal: Terminal) -> None:
@@ -101,7 +121,7 @@ async def _from_client(websocket: WebSocket, terminal: Terminal) -> None:
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
-            return
+            raise WebSocketDisconnect(message.get("code") or 1005)
         if message.get("bytes"):
             await terminal.write(message["bytes"])
         elif (size := _resize(message.get("text") or "")) is not None:

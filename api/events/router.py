@@ -2,18 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 
-from api.auth.dependencies import Principal, StreamUser
+from api.auth.access import may_still_see
+from api.auth.dependencies import StreamUser
 from api.errors import problems
 from api.projects.dependencies import StreamedProject
 from api.services import Services, ServicesDep
 from api.sse import ServerSentEvent, event_frame, event_stream
-from storage import credentials, projects, users
-from storage.projects import ProjectRecord
-from workflows.contracts.errors import InvalidError, NotFoundError
+from workflows.contracts.errors import InvalidError
 from workflows.contracts.events import EventType
 
 router = APIRouter(prefix="/api/projects/{project_id}", tags=["events"])
@@ -72,10 +72,7 @@ async def project_events(
     A frame is `id: <seq>`, `event: <type>`, `data: {seq, type, project_id, task_id?, at, data}`. A comment is sent
     every 15 s. The stream ends when the project is gone or the caller's access is.
     """
-
-    async def allowed() -> bool:
-        return await _may_still_see(services, user, project)
-
+    allowed = partial(may_still_see, services, user, project)
     return event_stream(_frames(services, project.id, since, types), allowed=allowed)
 
 
@@ -85,24 +82,3 @@ async def _frames(
     async with aclosing(services.events.follow(project_id, since=since, types=types)) as events:
         async for event in events:
             yield event_frame(event)
-
-
-async def _may_still_see(services: Services, user: Principal, project: ProjectRecord) -> bool:
-    """Whether the user is active, the session that asked still lives, and the project is still theirs."""
-    if user.family is not None:
-        signed_in = await credentials.session_user(services.database, user.user_id, user.family) is not None
-    else:
-        signed_in = await _is_active(services, user.user_id)
-    if not signed_in:
-        return False
-    async with services.database.reading() as session:
-        now = await projects.get(session, project.id)
-    return now is not None and now.user_id == user.user_id
-
-
-async def _is_active(services: Services, user_id: int) -> bool:
-    async with services.database.reading() as session:
-        try:
-            return (await users.get(session, user_id)).is_active
-        except NotFoundError:
-            return False
