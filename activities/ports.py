@@ -466,7 +466,9 @@ class LanguageModel(Protocol):
     itself; closing the iterator ends the request at the server, too.
     """
 
-    default_model: str
+    @property
+    def default_model(self) -> str:
+        """The model of a request that names none; empty while a server that was to be asked hasn't answered yet."""
 
     def stream(self, request: ModelRequest) -> AsyncIterator[ModelText | ModelEnd]:
         """Ask, and yield the answer as it comes. An answer that ends without its end mark is a fault."""

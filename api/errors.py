@@ -9,6 +9,7 @@ and the code as reason.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -26,7 +27,16 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.errors import (
     ContainerCrashedError,
     ContainerMissingError,
+    ContextOverflowError,
     ImageMissingError,
+    ModelBudgetError,
+    ModelFault,
+    ModelKeyRefusedError,
+    ModelMissingError,
+    ModelQuotaError,
+    ModelRefusedError,
+    ModelThrottledError,
+    ModelUnavailableError,
     NameTakenError,
     NotRunningError,
     ResourcesExhaustedError,
@@ -71,7 +81,7 @@ _CODE_OF_STATUS = {
     416: "range_not_satisfiable",
 }
 
-_FAULTS: dict[type[RuntimeFault], tuple[int, str, int | None]] = {
+_FAULTS: dict[type[RuntimeFault | ModelFault], tuple[int, str, int | None]] = {
     RuntimeUnavailableError: (503, RuntimeUnavailableError.code, 2),
     ImageMissingError: (503, ImageMissingError.code, 30),
     ResourcesExhaustedError: (503, ResourcesExhaustedError.code, 10),
@@ -80,6 +90,14 @@ _FAULTS: dict[type[RuntimeFault], tuple[int, str, int | None]] = {
     NotRunningError: (409, NotRunningError.code, None),
     ContainerMissingError: (409, NotRunningError.code, None),  # to a client both mean: start the project first
     SpecInvalidError: (422, SpecInvalidError.code, None),
+    ModelUnavailableError: (503, ModelUnavailableError.code, 2),
+    ModelThrottledError: (429, ModelThrottledError.code, 2),
+    ModelKeyRefusedError: (503, ModelKeyRefusedError.code, None),  # the service's own key: no client can bring another
+    ModelMissingError: (404, ModelMissingError.code, None),
+    ModelBudgetError: (402, ModelBudgetError.code, None),
+    ModelQuotaError: (503, ModelQuotaError.code, None),
+    ContextOverflowError: (413, ContextOverflowError.code, None),
+    ModelRefusedError: (422, ModelRefusedError.code, None),
 }
 """Status, public code and seconds until another try is worth it."""
 
@@ -149,7 +167,7 @@ def problem_of(error: Exception) -> ProblemAnswer | None:
     """The problem that an exception stands for, or None when nobody foresaw it (a 500)."""
     if isinstance(error, StudioError):
         return _of_studio_error(error)
-    if isinstance(error, RuntimeFault):
+    if isinstance(error, (RuntimeFault, ModelFault)):
         return _of_fault(error)
     if isinstance(error, (RequestValidationError, WebSocketRequestValidationError)):
         return _of_validation(error.errors())
@@ -234,13 +252,15 @@ def _of_studio_error(error: StudioError) -> ProblemAnswer:
     return ProblemAnswer(status, error.code, error.detail, error.retryable, headers)
 
 
-def _of_fault(fault: RuntimeFault) -> ProblemAnswer:
+def _of_fault(fault: RuntimeFault | ModelFault) -> ProblemAnswer:
     for kind in type(fault).__mro__:
         if kind in _FAULTS:
             status, code, retry_after = _FAULTS[kind]
             break
     else:
         status, code, retry_after = 503, fault.code, 2
+    if isinstance(fault, ModelFault) and fault.retry_after is not None:
+        retry_after = math.ceil(fault.retry_after)
     headers = {"Retry-After": str(retry_after)} if retry_after else {}
     return ProblemAnswer(status, code, str(fault), fault.retryable, headers)
 

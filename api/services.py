@@ -7,7 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from activities.ports import FileStore, Runtime, Template
+from activities.ports import FileStore, LanguageModel, Runtime, Template
 from api.temporal import TemporalGateway
 from storage.engine import Database
 from storage.event_log import EventReader
@@ -47,6 +47,7 @@ class Services:
     templates: Mapping[str, Template]
     runtime: Runtime
     secrets: SecretBox
+    models: LanguageModel
 
 
 def get_services(connection: HTTPConnection) -> Services:

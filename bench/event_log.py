@@ -24,6 +24,7 @@ import uvicorn
 from sqlalchemy import text
 
 from activities.files.store import DiskFileStore
+from activities.language_models.open import NoLanguageModel
 from activities.ports import Runtime
 from api.app import create_app
 from api.services import ApiConfig, Services
@@ -102,6 +103,7 @@ def serve_api(url: str, port: int) -> None:
             templates={},
             runtime=cast("Runtime", None),
             secrets=SecretBox(config.secret_key),
+            models=NoLanguageModel(),
         )
         await listener.close()
         await database.close()

@@ -26,6 +26,7 @@ from fastapi import FastAPI, HTTPException, Request
 from sqlalchemy import bindparam
 
 from activities.files.store import DiskFileStore
+from activities.language_models.open import NoLanguageModel
 from activities.ports import Runtime
 from api.app import create_app
 from api.log import configure_logging
@@ -90,6 +91,7 @@ def own_app(dsn: str, folder: Path) -> FastAPI:
                 templates={},
                 runtime=cast("Runtime", None),
                 secrets=SecretBox(KEY),
+                models=NoLanguageModel(),
             )
         finally:
             await listener.close()

@@ -56,6 +56,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
                     templates=load_templates(),
                     runtime=foundation.runtime,
                     secrets=foundation.secrets,
+                    models=foundation.models,
                 )
             finally:
                 await listener.close()

@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import re
 import sys
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -83,6 +84,9 @@ class Settings(BaseSettings):
     openai_api_base: str | None = None
     openai_api_key: SecretStr | None = None
     openai_model: str | None = None
+    openai_input_price: Decimal = Field(Decimal(0), ge=0)
+    openai_output_price: Decimal = Field(Decimal(0), ge=0)
+    model_max_output_tokens: int = Field(8192, ge=1)
 
     # Dev servers.
     devserver_image: str = "studio-devserver:latest"

@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from activities.files.store import DiskFileStore
-from activities.ports import FileStore, ResourceLimits, Runtime
+from activities.language_models.open import ModelSettings, open_language_model
+from activities.ports import FileStore, LanguageModel, ModelKeys, ResourceLimits, Runtime
 from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
 from storage.engine import Database
 from storage.migrate import migrate
@@ -18,16 +21,23 @@ from workers.settings import ServiceSettings
 CONTAINER_OWNER = (1000, 1000)
 """User and group that dev servers run as when this process is root."""
 _POSTGRES_WAIT_S = 120.0
+_PRICED_TOKENS = 1_000_000
+"""Prices are given for so many."""
 
 
 @dataclass(frozen=True)
 class Foundation:
-    """Database (migrated), files, runtime and keys; closed by the one who opened them."""
+    """Database (migrated), files, runtime, secrets and models; closed by the one who opened them.
+
+    `model_keys`: None where there is no proxy that keeps a key for each user.
+    """
 
     database: Database
     files: FileStore
     runtime: Runtime
     secrets: SecretBox
+    models: LanguageModel
+    model_keys: ModelKeys | None
 
 
 @asynccontextmanager
@@ -42,12 +52,17 @@ async def open_foundation(settings: ServiceSettings) -> AsyncIterator[Foundation
     try:
         if settings.first_user_id is not None:
             await begin_user_ids(database, settings.first_user_id)
-        async with open_runtime(runtime_settings(settings)) as runtime:
+        async with (
+            open_runtime(runtime_settings(settings)) as runtime,
+            open_language_model(model_settings(settings)) as (models, model_keys),
+        ):
             yield Foundation(
                 database=database,
                 files=DiskFileStore(settings.files_root, _owner(), project_disk_mb=settings.project_disk_mb),
                 runtime=runtime,
                 secrets=SecretBox(settings.secret_key.get_secret_value(), settings.secret_key_previous),
+                models=models,
+                model_keys=model_keys,
             )
     finally:
         await database.close()
@@ -72,6 +87,24 @@ def runtime_settings(settings: ServiceSettings) -> RuntimeSettings:
         egress_allow=settings.egress_allow,
         toolchain=settings.data_dir.absolute() / "toolchain",
     )
+
+
+def model_settings(settings: ServiceSettings) -> ModelSettings:
+    """Where the language models are."""
+    return ModelSettings(
+        instance=settings.instance,
+        litellm_api_base=settings.litellm_api_base,
+        litellm_master_key=_revealed(settings.litellm_master_key),
+        openai_api_base=settings.openai_api_base,
+        openai_api_key=_revealed(settings.openai_api_key),
+        default_model=settings.openai_model,
+        input_price=settings.openai_input_price / _PRICED_TOKENS,
+        output_price=settings.openai_output_price / _PRICED_TOKENS,
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _owner() -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from api.services import Services, ServicesDep
 router = APIRouter(tags=["health"])
 
 CHECK_TIMEOUT_S = 2.0
+_OPTIONAL = frozenset({"models"})
 _METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 _log = structlog.get_logger("api.health")
@@ -32,7 +33,7 @@ class DependencyState(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Every dependency that the service needs."""
+    """Every dependency. `models`, the language models' server, is shown only: all but the assistant works without."""
 
     status: Literal["ready"] = "ready"
     runtime: str
@@ -61,11 +62,14 @@ async def healthz() -> Alive:
 
 @router.get("/readyz", response_model=Readiness, responses=problems({503: "not_ready"}))
 async def readyz(services: ServicesDep, metrics: MetricsDep) -> Readiness | Response:
-    """Whether Postgres, Temporal and the runtime answer; 503 with the same `dependencies` when one doesn't."""
+    """Whether Postgres, Temporal and the runtime answer; 503 with the same `dependencies` when one doesn't.
+
+    The language models' server is asked, too, and shown.
+    """
     states = await check_dependencies(services)
     for name, state in states.items():
         metrics.up.labels(name).set(state.state == "up")
-    down = [name for name, state in states.items() if state.state == "down"]
+    down = [name for name, state in states.items() if state.state == "down" and name not in _OPTIONAL]
     if not down:
         return Readiness(runtime=services.runtime.name, dependencies=dict(states))
     shown: dict[str, Any] = {name: state.model_dump() for name, state in states.items()}
@@ -91,6 +95,7 @@ async def check_dependencies(services: Services) -> Mapping[str, DependencyState
         "postgres": lambda: _ask_postgres(services),
         "temporal": services.temporal.require,
         "runtime": services.runtime.ready,
+        "models": services.models.ready,
     }
     states = await asyncio.gather(*(_check(name, ask) for name, ask in checks.items()))
     return dict(zip(checks, states, strict=True))

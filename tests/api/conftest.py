@@ -11,7 +11,8 @@ import structlog
 from fastapi import FastAPI
 
 from activities.files.store import DiskFileStore
-from activities.ports import FileStore, Runtime, Template
+from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
+from activities.ports import FileStore, LanguageModel, Runtime, Template
 from api.app import create_app
 from api.log import redact
 from api.services import ApiConfig, Services
@@ -72,6 +73,12 @@ def temporal() -> TemporalGateway:
 
 
 @pytest.fixture
+def models() -> LanguageModel:
+    """A server that doesn't answer."""
+    return OpenAICompatibleModel(ModelServer(f"http://127.0.0.1:{free_port()}/v1", default_model="gone"))
+
+
+@pytest.fixture
 async def services(  # noqa: PLR0917 -- a fixture's arguments are given by name
     config: ApiConfig,
     database: Database,
@@ -80,6 +87,7 @@ async def services(  # noqa: PLR0917 -- a fixture's arguments are given by name
     files: FileStore,
     templates: Mapping[str, Template],
     runtime: Runtime,
+    models: LanguageModel,
 ) -> AsyncIterator[Services]:
     listener = EventListener(database_url)
     yield Services(
@@ -91,7 +99,9 @@ async def services(  # noqa: PLR0917 -- a fixture's arguments are given by name
         templates=templates,
         runtime=runtime,
         secrets=SecretBox(config.secret_key),
+        models=models,
     )
+    await models.close()
     await listener.close()
 
 

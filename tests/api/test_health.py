@@ -46,7 +46,7 @@ async def test_not_ready_says_what_is_down(client: httpx.AsyncClient) -> None:
     assert (answer.status_code, body["code"], body["retryable"]) == (503, "not_ready", True)
     assert int(answer.headers["retry-after"]) > 0
     states = {name: state["state"] for name, state in body["dependencies"].items()}
-    assert states == {"postgres": "up", "temporal": "down", "runtime": "down"}
+    assert states == {"postgres": "up", "temporal": "down", "runtime": "down", "models": "down"}
     assert body["dependencies"]["runtime"]["detail"] == "The container engine doesn't answer."
     assert body["dependencies"]["postgres"]["latency_ms"] > 0
 
@@ -65,8 +65,9 @@ class TestEverythingUp:
         answer = await client.get("/readyz")
         body = answer.json()
         assert (answer.status_code, body["status"], body["runtime"]) == (200, "ready", "ready")
-        assert {state["state"] for state in body["dependencies"].values()} == {"up"}
-        assert set(body["dependencies"]) == {"postgres", "temporal", "runtime"}
+        states = {name: state["state"] for name, state in body["dependencies"].items()}
+        assert states == {"postgres": "up", "temporal": "up", "runtime": "up", "models": "down"}
+        assert body["dependencies"]["models"]["detail"] == "The model's server can't be reached."
 
 
 class TestSilence:

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
 from activities.ports import ContainerState, ContainerStatus, FileStore, Runtime, Template
 from api.app import create_app
 from api.auth.tokens import AccessTokens
@@ -252,6 +253,7 @@ async def house(
         templates={"static": Template("static", "Static", "Plain")},
         runtime=cast("Runtime", runtime),
         secrets=SecretBox(SECRET_KEY),
+        models=OpenAICompatibleModel(ModelServer("http://127.0.0.1:1/v1")),
     )
 
     @asynccontextmanager

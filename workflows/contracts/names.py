@@ -72,6 +72,11 @@ def project_subpath(ref: ProjectRef) -> PurePosixPath:
     return user_subpath(ref.user_id) / "projects" / str(ref.project_id)
 
 
+def model_key_alias(instance: str, user_id: int) -> str:
+    """Alias of the user's virtual key at the model proxy; `instance` keeps apart installations that share one."""
+    return f"studio-{instance}-user-{user_id}"
+
+
 def provision_project_id(project_id: int) -> str:
     """Workflow id of the project's `ProvisionProject`."""
     return f"provision-project-{project_id}"

@@ -1,0 +1,161 @@
+"""HTTP to a model's server: one pool of connections, bounded waits, and answers that can't grow without end."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from activities.errors import ModelUnavailableError
+
+_CONNECTIONS = 1000
+_IDLE_CONNECTIONS = 100
+_IDLE_S = 4.0
+"""Less than the 5 s after which uvicorn, and with it LiteLLM's proxy, closes an idle connection."""
+_HELD_LIMIT = 4 * 1024 * 1024
+"""Bytes of one event: more is no event."""
+_DRAIN_S = 0.25
+_BODY_LIMIT = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server may be silent, in seconds."""
+
+    connect_s: float = 5.0
+    first_event_s: float = 120.0
+    between_events_s: float = 60.0
+    short_answer_s: float = 15.0
+
+
+def make_client(base_url: str, patience: Patience) -> httpx.AsyncClient:
+    """A client for hundreds of streams at once. It never tries again by itself."""
+    return httpx.AsyncClient(
+        base_url=base_url,
+        timeout=httpx.Timeout(patience.short_answer_s, connect=patience.connect_s, pool=patience.connect_s),
+        limits=httpx.Limits(
+            max_connections=_CONNECTIONS, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_S
+        ),
+        follow_redirects=False,
+    )
+
+
+async def ask(
+    client: httpx.AsyncClient, method: str, path: str, *, key: str | None, body: Mapping[str, Any] | None = None
+) -> tuple[int, Any, Mapping[str, str]]:
+    """A short question: status, the answer's JSON (None when it isn't JSON), headers in lower case.
+
+    Raises `ModelUnavailableError` when there is no answer, or none that is sane.
+    """
+    request = client.build_request(method, path, json=body, headers=_authorization(key))
+    limit = client.timeout.read
+    async with _opened(client, request, limit) as response:
+        return response.status_code, await read_json(response, limit), dict(response.headers)
+
+
+@asynccontextmanager
+async def open_stream(
+    client: httpx.AsyncClient, path: str, *, key: str | None, body: Mapping[str, Any], patience: Patience
+) -> AsyncIterator[httpx.Response]:
+    """Post `body`; the answer's head, its body to be read by `read_events` or `read_json`."""
+    longest = max(patience.first_event_s, patience.between_events_s)
+    timeout = httpx.Timeout(longest, connect=patience.connect_s, pool=patience.connect_s)
+    headers = _authorization(key) | {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    request = client.build_request("POST", path, json=body, headers=headers, timeout=timeout)
+    async with _opened(client, request, patience.first_event_s) as response:
+        yield response
+
+
+async def read_json(response: httpx.Response, limit_s: float | None) -> Any:  # noqa: ANN401 -- whatever was sent
+    """The JSON of a whole answer, None when it isn't any. Raises `ModelUnavailableError`."""
+    parts, size = [], 0
+    with _told_of_faults():
+        async with asyncio.timeout(limit_s):
+            async for part in response.aiter_bytes():
+                size += len(part)
+                if size > _BODY_LIMIT:
+                    raise ModelUnavailableError(f"The model's server answers with more than {_BODY_LIMIT} bytes.")
+                parts.append(part)
+    try:
+        return json.loads(b"".join(parts))
+    except ValueError:
+        return None
+
+
+async def drain(events: AsyncIterator[ServerSentEvent]) -> None:
+    """Read what follows the last event that matters, so that the connection can be used again. Bounded and silent."""
+    with suppress(TimeoutError, ModelUnavailableError):
+        async with asyncio.timeout(_DRAIN_S):
+            async for _ in events:
+                continue
+
+
+async def read_events(response: httpx.Response, patience: Patience) -> AsyncGenerator[ServerSentEvent, None]:
+    """The events of a stream as they come. Raises `ModelUnavailableError` when it breaks off, or is silent too long."""
+    held = _Held(response.stream)
+    response.stream = held
+    limit = patience.first_event_s
+    async with aclosing(EventSource(response).aiter_sse()) as events:
+        while True:
+            with _told_of_faults():
+                async with asyncio.timeout(limit):
+                    event = await anext(events, None)
+            if event is None:
+                return
+            held.size = 0
+            limit = patience.between_events_s
+            yield event
+
+
+class _Held(httpx.AsyncByteStream):
+    """A body of which only so much may come before the reader says, by `size = 0`, that it has made sense of it."""
+
+    def __init__(self, inner: httpx.AsyncByteStream | httpx.SyncByteStream) -> None:
+        if not isinstance(inner, httpx.AsyncByteStream):
+            raise TypeError("an asynchronous client has asynchronous bodies")
+        self._inner = inner
+        self.size = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for data in self._inner:
+            self.size += len(data)
+            if self.size > _HELD_LIMIT:
+                raise ModelUnavailableError("The model's server sends something that isn't a stream of events.")
+            yield data
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@asynccontextmanager
+async def _opened(
+    client: httpx.AsyncClient, request: httpx.Request, limit_s: float | None = None
+) -> AsyncIterator[httpx.Response]:
+    with _told_of_faults():
+        async with asyncio.timeout(limit_s):
+            response = await client.send(request, stream=True)
+    try:
+        yield response
+    finally:
+        await response.aclose()
+
+
+@contextmanager
+def _told_of_faults() -> Iterator[None]:
+    """Whatever goes wrong on the way becomes a fault that names no address: it is shown to users."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise ModelUnavailableError("The model's server can't be reached.") from error
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise ModelUnavailableError("The model's server was silent for too long.") from error
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        raise ModelUnavailableError("The connection to the model's server broke off.") from error
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
