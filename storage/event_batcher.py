@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 import structlog
 from sqlalchemy import text
 
-from storage import event_log
+from storage import event_fences, event_log
 from storage.engine import Database
+from storage.event_fences import FencedOffError
 from storage.event_log import EncodedEvent
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.events import NewEvent
@@ -61,7 +62,8 @@ class EventBatcher:
         """Write the event; return when it is committed. Events put one after the other keep their order.
 
         An event of a project that is gone is dropped, with a log line. Cancelled while it still waits for its
-        turn, it isn't written. Raises `ValueError` for data that is no JSON, `UnavailableError` when closing.
+        turn, it isn't written. Raises `ValueError` for data that is no JSON, `UnavailableError` when closing,
+        `FencedOffError` when the event's fence is another's by now: it wasn't written then.
         """
         encoded = event_log.encode(event)
         async with self._places:
@@ -124,13 +126,13 @@ class EventBatcher:
         return left
 
     async def _settle(self, batch: list[_Waiting]) -> None:
-        failure: Exception | None = None
+        failures: Sequence[Exception | None] = []
         if batch:
             try:
-                await self._write_until_it_is([waiting.event for waiting in batch])
+                failures = await self._write_until_it_is([waiting.event for waiting in batch])
             except Exception as error:  # noqa: BLE001 -- top of a loop: whatever it is belongs to those who wait
-                failure = error
-        for waiting in batch:
+                failures = [error] * len(batch)
+        for waiting, failure in zip(batch, failures, strict=True):
             if waiting.done.done():
                 continue
             if failure is None:
@@ -138,30 +140,33 @@ class EventBatcher:
             else:
                 waiting.done.set_exception(failure)
 
-    async def _write_until_it_is(self, events: Sequence[EncodedEvent]) -> None:
+    async def _write_until_it_is(self, events: Sequence[EncodedEvent]) -> Sequence[Exception | None]:
         self._batch += 1
         delay = _FIRST_DELAY_S
         while True:
             try:
-                await self._write(events)
+                return await self._write(events)
             except UnavailableError:
                 _log.warning("batcher_waits_for_postgres", events=len(events), delay_s=delay)
-            else:
-                return
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_S)
 
-    async def _write(self, events: Sequence[EncodedEvent]) -> None:
-        """One try. When an earlier one's commit succeeded and only its answer was lost, there is nothing to do."""
+    async def _write(self, events: Sequence[EncodedEvent]) -> Sequence[Exception | None]:
+        """One try; returns what each event's writer is told. When an earlier try's commit succeeded and only its
+        answer was lost, there is nothing to do.
+        """
         async with self._database.transaction() as session:
             if (await session.execute(_CLAIM, {"id": self._id, "batch": self._batch})).first() is None:
-                return
+                return [None] * len(events)
             if self._batch == 1:
                 await session.execute(_FORGET)
-            written = await event_log.write(session, events)
-        for event, stored in zip(events, written, strict=True):
+            standing = await event_fences.standing(session, events)
+            admitted = [event for event, stands in zip(events, standing, strict=True) if stands]
+            written = await event_log.write(session, admitted)
+        for event, stored in zip(admitted, written, strict=True):
             if stored is None:
                 _log.warning("event_dropped_as_its_project_is_gone", type=event.type, project_id=event.project_id)
+        return [None if stands else FencedOffError() for stands in standing]
 
 
 def _closing() -> UnavailableError:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from storage.engine import Database
 from storage.event_listener import EVENTS_CHANNEL, EventListener, Subscription
 from workflows.contracts.errors import NotFoundError, UnavailableError
-from workflows.contracts.events import Event, EventType, NewEvent
+from workflows.contracts.events import Event, EventFence, EventType, NewEvent
 
 _NOTE_LIMIT: Final = 7900
 """Bytes that fit into one notification; Postgres' own limit is 8,000."""
@@ -84,12 +84,13 @@ WHERE projects.id = :project_id ORDER BY page.seq
 
 @dataclass(frozen=True)
 class EncodedEvent:
-    """An event whose data is known to be storable, as JSON text."""
+    """An event whose data is known to be storable, as JSON text. `fence`: looked at by the batcher alone."""
 
     project_id: int
     type: str
     task_id: UUID | None
     data: str
+    fence: EventFence | None = None
 
 
 def encode(event: NewEvent) -> EncodedEvent:
@@ -99,18 +100,20 @@ def encode(event: NewEvent) -> EncodedEvent:
     """
     data = json.dumps(event.data, allow_nan=False)
     if "\\u0000" in data or "\\ud" in data:
-        data = json.dumps(_storable(event.data), allow_nan=False)
-    return EncodedEvent(event.project_id, event.type, UUID(event.task_id) if event.task_id else None, data)
+        data = json.dumps(storable(event.data), allow_nan=False)
+    task_id = UUID(event.task_id) if event.task_id else None
+    return EncodedEvent(event.project_id, event.type, task_id, data, event.fence)
 
 
-def _storable(value: Any) -> Any:  # noqa: ANN401 -- JSON of any shape
+def storable(value: Any) -> Any:  # noqa: ANN401 -- JSON of any shape
+    """The value as Postgres can store it, see `encode`."""
     match value:
         case str():
             return value.replace("\0", "�").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         case dict():
-            return {_storable(key): _storable(item) for key, item in value.items()}
+            return {storable(key): storable(item) for key, item in value.items()}
         case list() | tuple():
-            return [_storable(item) for item in value]
+            return [storable(item) for item in value]
         case _:
             return value
 

@@ -85,6 +85,27 @@ WATCH = ActivityConfig(
     cancellation_type=ActivityCancellationType.TRY_CANCEL,
 )
 
+MODEL = ActivityConfig(
+    # The longest answer, slowly streamed, after the longest queue of other reservations.
+    start_to_close_timeout=timedelta(minutes=30),
+    heartbeat_timeout=_HEARTBEAT,
+    # No bound on attempts: a database or a worker may be away for long. How often a model's own faults are tried is
+    # the activity's to say (activities/agent_tasks.py).
+    retry_policy=_backing_off(first=0.5, longest=20.0),
+    # The end of a cancelled task is written at once, and fences off what its attempt still says.
+    cancellation_type=ActivityCancellationType.TRY_CANCEL,
+)
+
+TOOL = ActivityConfig(
+    # The longest command has half an hour; a dev server may have to be started before it.
+    start_to_close_timeout=timedelta(minutes=50),
+    heartbeat_timeout=_HEARTBEAT,
+    # What a tool can't do is an answer, not a failure: retried are lost workers and dependencies that are away.
+    schedule_to_close_timeout=timedelta(hours=6),
+    retry_policy=_backing_off(longest=5.0),
+    cancellation_type=ActivityCancellationType.TRY_CANCEL,
+)
+
 SWEEP = ActivityConfig(
     start_to_close_timeout=timedelta(minutes=2),
     heartbeat_timeout=_HEARTBEAT,

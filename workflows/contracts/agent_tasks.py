@@ -163,7 +163,7 @@ class NextMove(StrEnum):
     FINISH = "finish"
     """The model has ended its answer."""
     CALLS = "calls"
-    """Its tool calls are to be run."""
+    """Its tool calls are to be run, then comes the next step."""
     WAIT = "wait"
     """A person must decide or raise a bound first."""
     QUEUE = "queue"
@@ -171,7 +171,7 @@ class NextMove(StrEnum):
     COMPACT = "compact"
     """The transcript is longer than the model takes."""
     STOP = "stop"
-    """It was cancelled."""
+    """It was cancelled, has ended, or is gone."""
 
 
 class PlannedCall(BaseModel):
@@ -185,17 +185,18 @@ class PlannedCall(BaseModel):
 
 
 class StepOutcome(BaseModel):
-    """What came of a step so far. `until`: when a wait ends by itself, UTC."""
+    """What came of a step so far. `until`, UTC, and `reason` of a `wait`: when it ends by itself, and what for."""
 
     model_config = ConfigDict(frozen=True)
 
     move: NextMove
     calls: list[PlannedCall] = []
     until: datetime | None = None
+    reason: PauseReason | None = None
 
 
 class TaskEnding(BaseModel):
-    """How a task ended. `reason`: a stable word for clients; `detail`: a sentence for its owner."""
+    """How a task is to end. `reason`: a stable word for clients; `detail`: a sentence for its owner."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -205,20 +206,31 @@ class TaskEnding(BaseModel):
     detail: str | None = None
 
 
+class TaskEnd(BaseModel):
+    """Whether it ended: a completed one goes on when its user has written to it meanwhile.
+
+    `next_task_id`: the chat's queued task whose turn it is now.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ended: bool
+    next_task_id: str | None = None
+
+
 class AgentTaskActivities(Protocol):
     """The effects of a task. Each may run twice, at once or late, and gives the same end state."""
 
-    @activity.defn(name="call_model")
-    async def call_model(self, step: TaskStepInput) -> StepOutcome:
-        """Have the step's answer: stored already, or asked for now and streamed. Never paid twice once it is stored."""
+    @activity.defn(name="take_step")
+    async def take_step(self, step: TaskStepInput) -> StepOutcome:
+        """Have the step's answer, stored already or asked for now and streamed, and say what the rows want next.
+
+        An answer that is stored is never asked for again. Called again after a wait, it says what came of that.
+        """
 
     @activity.defn(name="compact_transcript")
     async def compact_transcript(self, step: TaskStepInput) -> StepOutcome:
-        """Replace the oldest steps by a summary, for the model only. `compact` when done, `wait` for a bound."""
-
-    @activity.defn(name="settle_approvals")
-    async def settle_approvals(self, step: TaskStepInput) -> StepOutcome:
-        """What the decisions say: `wait` while one is pending and its time hasn't come, else `calls`."""
+        """Put a summary, for the model only, in place of the oldest steps. `compact` when done, or `wait`, `stop`."""
 
     @activity.defn(name="run_tool_call")
     async def run_tool_call(self, call: ToolCallInput) -> None:
@@ -233,5 +245,5 @@ class AgentTaskActivities(Protocol):
         """Kill what the task's commands have left running; nothing there is success."""
 
     @activity.defn(name="end_task")
-    async def end_task(self, ending: TaskEnding) -> str | None:
-        """Write the end down: rows, events, leases, reservations. Returns the id of the chat's next queued task."""
+    async def end_task(self, ending: TaskEnding) -> TaskEnd:
+        """Write the end down: rows, events, leases, reservations. An ended task stays as it ended."""

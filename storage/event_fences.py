@@ -1,0 +1,68 @@
+"""Who may write on a subject of a task: the attempt that has claimed it last.
+
+A worker that was thought dead may go on for a while beside its successor. What it still says of a step or a tool call
+is dropped: claims and fenced writes both hold the project's row, so they come one after the other.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID, uuid4
+
+from sqlalchemy import delete, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage.event_log import EncodedEvent
+from storage.tables import EventFenceRow
+from workflows.contracts.events import EventFence
+
+_LOCK: Final = text("SELECT id FROM projects WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE")
+
+
+class FencedOffError(Exception):
+    """Another attempt has claimed the subject, or its task has ended: this one has nothing more to say."""
+
+    def __init__(self) -> None:
+        super().__init__("Another attempt has taken over.")
+
+
+async def claim(session: AsyncSession, task_id: UUID, subject: str) -> tuple[EventFence, bool]:
+    """Take the subject; the second item is False when an earlier attempt had it. The project's row must be locked."""
+    token = uuid4()
+    statement = insert(EventFenceRow).values(task_id=task_id, subject=subject, token=token)
+    statement = statement.on_conflict_do_update(
+        index_elements=[EventFenceRow.task_id, EventFenceRow.subject], set_={"token": token}
+    )
+    inserted = await session.execute(statement.returning(text("xmax = 0")))
+    return EventFence(subject=subject, token=str(token)), bool(inserted.scalar_one())
+
+
+async def stands(session: AsyncSession, task_id: UUID, fence: EventFence) -> bool:
+    """Whether the claim is still the last one. The project's row must be locked."""
+    row = await session.get(EventFenceRow, (task_id, fence.subject), populate_existing=True)
+    return row is not None and str(row.token) == fence.token
+
+
+async def lift(session: AsyncSession, task_id: UUID) -> None:
+    """End all claims on the task's subjects. The project's row must be locked."""
+    await session.execute(delete(EventFenceRow).where(EventFenceRow.task_id == task_id))
+
+
+async def standing(session: AsyncSession, events: Sequence[EncodedEvent]) -> list[bool]:
+    """For each event whether it may be written; those without a fence may. Locks the projects until the commit."""
+    fenced = [event for event in events if event.fence is not None]
+    if not fenced:
+        return [True] * len(events)
+    # All projects of the batch, in order, before a second statement looks: it sees what was claimed meanwhile.
+    await session.execute(_LOCK, {"ids": sorted({event.project_id for event in events})})
+    subjects = {(event.task_id, event.fence.subject) for event in fenced if event.fence is not None}
+    rows = await session.execute(
+        select(EventFenceRow.task_id, EventFenceRow.subject, EventFenceRow.token).where(
+            tuple_(EventFenceRow.task_id, EventFenceRow.subject).in_(subjects)
+        )
+    )
+    tokens = {(task_id, subject): str(token) for task_id, subject, token in rows}
+    return [
+        event.fence is None or tokens.get((event.task_id, event.fence.subject)) == event.fence.token  # type: ignore[arg-type]  # a fenced event has a task
+        for event in events
+    ]
