@@ -16,7 +16,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 KEPT = ("PATH", "HOME", "LANG", "DOCKER_HOST", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
 """What the machine needs, its network's own certificate authority included: npm retries for a minute without it."""
-PARTS = ("postgres", "temporal", "traefik", "worker", "api")
+PARTS = ("postgres", "temporal", "model", "traefik", "worker", "api")
 
 
 def free_ports(count: int) -> list[int]:

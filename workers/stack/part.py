@@ -169,6 +169,15 @@ class Part:
         return f"Its last lines ({self._log_path}):\n" + "\n".join(f"    {line}" for line in lines)
 
 
+def always(words: list[str]) -> Callable[[], Awaitable[list[str]]]:
+    """A command that is the same at each start."""
+
+    async def command() -> list[str]:
+        return words
+
+    return command
+
+
 def _kill_group(pid: int) -> None:
     """Kill what is left of the process group that the part led; already gone is success."""
     try:

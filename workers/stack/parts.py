@@ -3,13 +3,13 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from workers.settings import DeploymentMode, Settings
 from workers.stack.console import say
 from workers.stack.data_directory import DataDirectory, StackError
-from workers.stack.part import Part, PartSpec
+from workers.stack.models import choose_models
+from workers.stack.part import Part, PartSpec, always
 from workers.stack.postgres import EmbeddedPostgres
 from workers.stack.privileges import die_with_parent
 from workers.stack.readiness import accepts, answers_ok, is_noted
@@ -38,7 +38,7 @@ def ports(settings: Settings) -> dict[str, int]:
 
 
 class StackParts:
-    """The parts of one stack. `postgres` and `temporal` are None where the settings name servers of one's own."""
+    """The parts of one stack. `postgres`, `temporal`, `model`: None where the settings name servers of one's own."""
 
     def __init__(self, settings: Settings, data: DataDirectory, mode: DeploymentMode) -> None:
         self._settings = settings
@@ -49,13 +49,16 @@ class StackParts:
         self._cluster = EmbeddedPostgres(data.root / "postgres")
         self.postgres = None if settings.database_url else self._part(self._postgres())
         self.temporal = None if settings.temporal_address else self._part(self._temporal())
+        self.models = choose_models(settings, data)
+        self.model = self._part(self.models.part) if self.models.part else None
         self.traefik = self._part(self._traefik())
         self.worker = self._part(self._worker())
         self.api = self._part(self._api())
 
     def all(self) -> list[Part]:
         """Every part that this stack has."""
-        return [part for part in (self.postgres, self.temporal, self.traefik, self.worker, self.api) if part]
+        parts = (self.postgres, self.temporal, self.model, self.traefik, self.worker, self.api)
+        return [part for part in parts if part]
 
     def environment(self) -> dict[str, str]:
         """What API and worker are told, once the database's address is known."""
@@ -70,6 +73,7 @@ class StackParts:
             "PROJECTS_ROOT": str(settings.files_root),
             "INSTANCE": self._instance,
             "FIRST_USER_ID": str(self._first_user_id()),
+            **self.models.environment,
         }
 
     def _first_user_id(self) -> int:
@@ -112,7 +116,7 @@ class StackParts:
 
         return PartSpec(
             name="temporal",
-            command=_always(die_with_parent(words)),
+            command=always(die_with_parent(words)),
             is_ready=is_ready,
             address=f"on 127.0.0.1:{settings.temporal_port}, its UI on http://localhost:{settings.temporal_ui_port}",
         )
@@ -145,7 +149,7 @@ class StackParts:
 
         return PartSpec(
             name="worker",
-            command=_always(die_with_parent([sys.executable, "-m", "workers.worker"])),
+            command=always(die_with_parent([sys.executable, "-m", "workers.worker"])),
             is_ready=is_ready,
             environment=lambda: {**self.environment(), "READY_FILE": str(ready_file)},
             address=f"({self._mode} runtime)",
@@ -160,19 +164,12 @@ class StackParts:
 
         return PartSpec(
             name="api",
-            command=_always(die_with_parent([sys.executable, "-m", "workers.api"])),
+            command=always(die_with_parent([sys.executable, "-m", "workers.api"])),
             is_ready=is_ready,
             environment=self.environment,
             address=f"on http://localhost:{port}",
             stop_timeout_s=15.0,
         )
-
-
-def _always(words: list[str]) -> Callable[[], Awaitable[list[str]]]:
-    async def command() -> list[str]:
-        return words
-
-    return command
 
 
 def _program(name: str) -> str:

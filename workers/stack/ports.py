@@ -1,11 +1,11 @@
 """Which ports the stack wants, and who is in the way."""
 
-import socket
 from collections.abc import Mapping
 
 import psutil
 
 from workers.stack.data_directory import StackError
+from workers.stack.own_port import is_free
 
 
 def require_free(ports: Mapping[str, int]) -> None:
@@ -15,7 +15,7 @@ def require_free(ports: Mapping[str, int]) -> None:
     for variable, port in ports.items():
         if port in wanted:
             problems.append(f"{variable} and {wanted[port]} are both {port}; give one of them another number.")
-        elif not _is_free(port):
+        elif not is_free(port):
             problems.append(
                 f"Port {port} is taken{_holder(port)}. Free it, or set {variable} to another port, "
                 f"e.g. `make up {variable}={_suggestion(port, ports)}`."
@@ -25,19 +25,9 @@ def require_free(ports: Mapping[str, int]) -> None:
         raise StackError("\n".join(problems))
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
 def _suggestion(port: int, ports: Mapping[str, int]) -> int:
     candidates = range(port + 1, port + 1000)
-    return next((n for n in candidates if n not in ports.values() and n < 65536 and _is_free(n)), port + 1)  # noqa: PLR2004 -- ports end there
+    return next((n for n in candidates if n not in ports.values() and n < 65536 and is_free(n)), port + 1)  # noqa: PLR2004 -- ports end there
 
 
 def _holder(port: int) -> str:

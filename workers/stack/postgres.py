@@ -4,13 +4,10 @@ The folder holds the cluster (`data/`, owned by the user that the server runs as
 alone) and the port that was free when it was chosen. Durability is PostgreSQL's own: fsync and checksums stay on.
 """
 
-import itertools
-import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from importlib.util import find_spec
@@ -20,6 +17,7 @@ from typing import Self
 
 import psutil
 
+from workers.stack.own_port import choose_port, noted_port
 from workers.stack.privileges import as_unprivileged, unprivileged_ids
 
 USER = "studio"
@@ -29,8 +27,6 @@ _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
 _INITDB_TIMEOUT_S = 120.0
 _FIRST_PORT = 15432
-_PORTS = 10_000
-"""Below the range that the kernel gives to outgoing connections, so that a restart finds its port free."""
 _STATUS_LINE = 7
 """Index of the line of `postmaster.pid` that says `ready` once connections are taken."""
 
@@ -61,7 +57,7 @@ class EmbeddedPostgres:
     @property
     def port(self) -> int:
         """The port on 127.0.0.1, after `prepare`."""
-        return int(json.loads(self._port_file.read_text())["port"])
+        return noted_port(self._port_file)
 
     def url(self, database: str = DATABASE) -> str:
         """SQLAlchemy's URL of a database, after `prepare`; the user is a superuser of this cluster."""
@@ -77,7 +73,7 @@ class EmbeddedPostgres:
         if not self._data.exists():
             self._create_cluster()
         self._drop_stale_lock()
-        self._choose_port()
+        choose_port(self._port_file, first=_FIRST_PORT)
 
     def command(self, *, death_signal: str | None = None) -> list[str]:
         """Words that start the server in the foreground; `death_signal`: sent when the starter dies, e.g. `INT`."""
@@ -204,23 +200,3 @@ class EmbeddedPostgres:
         except psutil.AccessDenied:
             # Another user's process: not ours, since ours runs as us (or as nobody, which root may look into).
             return False
-
-    def _choose_port(self) -> None:
-        """The port of last time while it is free, so that connections made before a restart find the server."""
-        candidates = (_FIRST_PORT + secrets.randbelow(_PORTS) for _ in range(_PORTS))
-        known = [self.port] if self._port_file.exists() else []
-        for port in itertools.chain(known, candidates):
-            if _is_free(port):
-                self._port_file.write_text(json.dumps({"port": port}))
-                return
-        raise PostgresError(f"No port from {_FIRST_PORT} to {_FIRST_PORT + _PORTS} is free for PostgreSQL.")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

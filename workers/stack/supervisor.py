@@ -65,6 +65,8 @@ class Supervisor:
             group.create_task(self._bring_up_storage(postgres_ready))
             group.create_task(self._bring_up_worker(postgres_ready))
             group.create_task(parts.traefik.up())
+            if parts.model is not None:
+                group.create_task(parts.model.up())
             group.create_task(prepare_dev_servers(self._settings, self._mode))
 
     async def _bring_up_storage(self, postgres_ready: asyncio.Event) -> None:
@@ -94,7 +96,7 @@ class Supervisor:
         await asyncio.gather(parts.api.down(), self._stop_dev_servers())
         await parts.worker.down()
         await parts.traefik.down()
-        for part in (parts.temporal, parts.postgres):
+        for part in (parts.model, parts.temporal, parts.postgres):
             if part is not None:
                 await part.down()
         say("stack", "ended")
@@ -118,6 +120,7 @@ class Supervisor:
             "API docs": f"{settings.api_url}/docs",
             "previews": f"{settings.preview_scheme}://{host}",
             "Temporal UI": f"http://localhost:{settings.temporal_ui_port}" if self._parts.temporal else "yours",
+            "models": self._parts.models.shown,
         }
         say("stack", f"ready after {time.monotonic() - self._began:.1f} s; Ctrl-C ends it")
         for name, address in addresses.items():
