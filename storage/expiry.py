@@ -1,10 +1,11 @@
-"""What expires by itself: credentials that are spent or out of date, counted failures, idempotent answers."""
+"""What expires by itself: credentials out of date, counted failures, idempotent answers, calls nobody will settle."""
 
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, delete, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from storage import model_ledger
 from storage.tables import IdempotencyKey, Lease, LoginFailure, Operation, PreviewToken, RefreshToken, Table, Ticket
 
 _KEEP_SPENT = timedelta(days=14)
@@ -13,7 +14,7 @@ _KEEP_OPERATIONS = timedelta(days=30)
 
 
 async def prune(session: AsyncSession) -> int:
-    """Delete what has expired; returns how many rows."""
+    """Delete what has expired, and settle model calls whose makers died; returns how many rows."""
     now = func.now()
     expired: list[tuple[type[Table], ColumnElement[bool]]] = [
         (RefreshToken, RefreshToken.expires_at < now - _KEEP_SPENT),
@@ -24,7 +25,7 @@ async def prune(session: AsyncSession) -> int:
         (IdempotencyKey, IdempotencyKey.created_at < now - timedelta(hours=24)),
         (Operation, Operation.ended_at < now - _KEEP_OPERATIONS),
     ]
-    count = 0
+    count = await model_ledger.settle_forgotten(session)
     for table, condition in expired:
         result = await session.execute(delete(table).where(condition))
         count += result.rowcount  # type: ignore[attr-defined]  # a DELETE's result is a CursorResult

@@ -469,6 +469,7 @@ class ModelCall(Table):
     """One model call in our ledger: reserved before it is made, settled from the usage that came back.
 
     Outlives its project and task, so it refers to them by number only. `estimated`: the server didn't say what it cost.
+    `input_usd`: the prompt's share of `reserved_usd`, which is owed also when nobody hears how the call ended.
     """
 
     __tablename__ = "model_calls"
@@ -483,6 +484,7 @@ class ModelCall(Table):
     task_id: Mapped[UUID | None]
     model: Mapped[str]
     reserved_usd: Mapped[Decimal]
+    input_usd: Mapped[Decimal] = mapped_column(server_default=text("0"))
     cost_usd: Mapped[Decimal] = mapped_column(server_default=text("0"))
     input_tokens: Mapped[int] = mapped_column(server_default=text("0"))
     output_tokens: Mapped[int] = mapped_column(server_default=text("0"))
