@@ -7,6 +7,9 @@
 | being worked on, same request | waits for that answer, at most `WAIT_S`, then 409 `idempotency_in_progress` |
 | used for another request | 422 `idempotency_key_reused` |
 
+An attempt may die, or fail, after its commit. A route that makes something takes its `HeldClaim` and asks
+`storage.idempotency.made` first whether an earlier attempt has made it.
+
 Kept is what would be the same again. Not kept: 5xx, and what the same request may not meet later (401, 403, 408, 425,
 429); nor streams and answers over 1 MiB, which pass through as they come. Keys are per user, before a login per
 address; a request whose credentials are refused isn't looked at. Answers are stored encrypted: some hold tokens.
@@ -20,18 +23,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import structlog
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.addresses import client_address
 from api.auth.dependencies import authenticate
+from api.context import request_context
 from api.services import Services, get_services
 from storage import idempotency
-from storage.idempotency import Claim, StoredAnswer
-from workflows.contracts.errors import ConflictError, InvalidError, UnauthenticatedError, UnavailableError
+from storage.idempotency import Claim, InProgressError, StoredAnswer
+from workflows.contracts.errors import InvalidError, UnauthenticatedError, UnavailableError
 
 MAX_KEY_LENGTH = 200
 WAIT_S = 10.0
@@ -51,6 +56,14 @@ class _Answer:
     start: Message = field(default_factory=dict)
     body: bytes = b""
     kept: bool = True
+
+
+async def held_claim(request: Request) -> Claim | None:
+    """The claim under which this request is carried out, for `storage.idempotency`; None when no key was sent."""
+    return request_context(request.scope).claim
+
+
+HeldClaim = Annotated[Claim | None, Depends(held_claim)]
 
 
 class Idempotency:
@@ -77,6 +90,7 @@ class Idempotency:
             return
         body = await request.body()
         held = Claim(owner, key, _hash(request, body))
+        request_context(scope).claim = held
         services = get_services(request)
         stored = await _claim_or_answer(services, held)
         if stored is not None:
@@ -115,17 +129,8 @@ async def _claim_or_answer(services: Services, wanted: Claim) -> StoredAnswer | 
         if stored is not None and stored.status is not None:
             return stored
         if time.monotonic() >= deadline:
-            raise _InProgressError
+            raise InProgressError
         await asyncio.sleep(_POLL_S)
-
-
-class _InProgressError(ConflictError):
-    """The first request with the key is still being worked on."""
-
-    retryable = True
-
-    def __init__(self) -> None:
-        super().__init__("The first request with this key is still being worked on.", code="idempotency_in_progress")
 
 
 async def _owner(request: Request) -> str | None:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Request, Response, status
 from api.auth.dependencies import CurrentUser
 from api.auth.reading import CurrentReader
 from api.errors import problems
+from api.idempotency import HeldClaim
 from api.operations.waiting import until_ended
 from api.pagination import Page, PageQuery
 from api.prefer import WantedWait, operation_location
@@ -45,14 +46,20 @@ async def list_projects(request: Request, reader: CurrentReader, page: PageQuery
     responses={201: {"model": ProjectOut}, **problems(401, 403, 409, 422, 503)},
 )
 async def create_project(
-    body: ProjectIn, user: CurrentUser, services: ServicesDep, wait: WantedWait, response: Response
+    body: ProjectIn,
+    user: CurrentUser,
+    services: ServicesDep,
+    claim: HeldClaim,
+    wait: WantedWait,
+    response: Response,
 ) -> ProjectOut:
     """Make a project from a template (`vite-react` by default) or a git repository over https.
 
     202 while it is being provisioned; with `Prefer: wait=N` 201 once that has ended, well or not: see `state`.
-    409 `project_limit`; 422 `unknown_template`, `bad_git_url`.
+    409 `project_limit`; `project_deleted` when it was since the first request with this key; 422 `unknown_template`,
+    `bad_git_url`.
     """
-    project, operation = await service.create(services, user.user_id, body)
+    project, operation = await service.create(services, user.user_id, body, claim)
     return await _answer_made(services, project, operation, wait, response)
 
 
@@ -94,15 +101,17 @@ async def delete_project(
 async def fork_project(
     project: OwnedProject,
     services: ServicesDep,
+    claim: HeldClaim,
     wait: WantedWait,
     response: Response,
     body: Annotated[ForkIn | None, Body()] = None,
 ) -> ProjectOut:
     """Make a new project from a copy of this one's files, without `node_modules` and variables.
 
-    409 `project_not_ready` while the source is being made or deleted.
+    409 `project_not_ready` while the source is being made or deleted; `project_limit`; `project_deleted` when the copy
+    was since the first request with this key.
     """
-    copy, operation = await service.fork(services, project, None if body is None else body.name)
+    copy, operation = await service.fork(services, project, None if body is None else body.name, claim)
     return await _answer_made(services, copy, operation, wait, response)
 
 

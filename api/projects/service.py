@@ -2,30 +2,35 @@
 
 from collections.abc import Awaitable
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio.service import RPCError
 
 from api.dev_servers.schemas import present_dev_server
 from api.projects.schemas import DEFAULT_TEMPLATE, ProjectIn, ProjectOut
 from api.services import ApiConfig, Services
-from storage import operations, project_views, projects
+from storage import idempotency, operations, project_views, projects
 from storage.credentials import Viewer
+from storage.idempotency import Claim
 from storage.operations import OperationRecord
 from storage.project_views import ProjectView
 from storage.projects import NewProject, ProjectRecord
 from workflows.contracts.errors import ConflictError, InvalidError, NotFoundError
-from workflows.contracts.operations import OperationKind
+from workflows.contracts.operations import OperationKind, OperationState
 from workflows.contracts.projects import ProjectInput, ProjectState
 from workflows.contracts.starts import start_delete_project, start_provision_project
 
 log = structlog.get_logger("api.projects")
 
 
-async def create(services: Services, user_id: int, body: ProjectIn) -> tuple[ProjectRecord, OperationRecord]:
-    """Make a project from a template or a git repository.
+async def create(
+    services: Services, user_id: int, body: ProjectIn, claim: Claim | None
+) -> tuple[ProjectRecord, OperationRecord]:
+    """Make a project from a template or a git repository; the one that an earlier attempt under `claim` has made.
 
-    Raises `InvalidError` `unknown_template` or `bad_git_url`, `ConflictError` `project_limit`.
+    Raises `InvalidError` `unknown_template` or `bad_git_url`, `ConflictError` `project_limit` or `project_deleted`.
     """
     template = body.template
     if body.git_url is not None:
@@ -36,11 +41,13 @@ async def create(services: Services, user_id: int, body: ProjectIn) -> tuple[Pro
             known = ", ".join(sorted(services.templates))
             raise InvalidError(f"There is no template of that name. There are: {known}.", code="unknown_template")
     new = NewProject(user_id, body.name, body.description, template, body.git_url, body.git_ref)
-    return await _provision(services, new)
+    return await _provision(services, new, claim)
 
 
-async def fork(services: Services, source: ProjectRecord, name: str | None) -> tuple[ProjectRecord, OperationRecord]:
-    """Make a project from a copy of another's files. Raises `ConflictError` `project_not_ready`."""
+async def fork(
+    services: Services, source: ProjectRecord, name: str | None, claim: Claim | None
+) -> tuple[ProjectRecord, OperationRecord]:
+    """Make a project from a copy of another's files. Raises `ConflictError` `project_not_ready`, and as `create`."""
     if source.state != ProjectState.READY:
         raise ConflictError(
             f"Only a ready project can be forked; this one is {source.state}.", code="project_not_ready"
@@ -56,17 +63,34 @@ async def fork(services: Services, source: ProjectRecord, name: str | None) -> t
             git_ref=source.git_ref,
             source_project_id=source.id,
         ),
+        claim,
     )
 
 
-async def _provision(services: Services, new: NewProject) -> tuple[ProjectRecord, OperationRecord]:
+async def _provision(services: Services, new: NewProject, claim: Claim | None) -> tuple[ProjectRecord, OperationRecord]:
     client = await services.temporal.require()
     async with services.database.transaction() as session:
-        project = await projects.create(session, new, limit=services.config.project_limit)
-        operation = await operations.create(
-            session, user_id=new.user_id, project_id=project.id, kind=OperationKind.PROVISION_PROJECT
-        )
-    await _start(start_provision_project(client, _workflow_input(project, operation)))
+        earlier = await idempotency.made(session, claim)
+        if earlier is not None:
+            project, operation = await _made_before(session, new.user_id, UUID(earlier))
+        else:
+            project = await projects.create(session, new, limit=services.config.project_limit)
+            operation = await operations.create(
+                session, user_id=new.user_id, project_id=project.id, kind=OperationKind.PROVISION_PROJECT
+            )
+            await idempotency.note_made(session, claim, str(operation.id))
+    if operation.state == OperationState.RUNNING:
+        await _start(start_provision_project(client, _workflow_input(project, operation)))
+    return project, operation
+
+
+async def _made_before(
+    session: AsyncSession, user_id: int, operation_id: UUID
+) -> tuple[ProjectRecord, OperationRecord]:
+    operation = await operations.get(session, operation_id, user_id=user_id)
+    project = None if operation is None else await projects.get(session, operation.project_id)
+    if operation is None or project is None:
+        raise ConflictError("The project that this request made has been deleted since.", code="project_deleted")
     return project, operation
 
 

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -12,13 +13,43 @@ from sqlalchemy import func, select, update
 from api import idempotency
 from storage import idempotency as stored
 from storage.engine import Database
-from storage.tables import ApiKey, IdempotencyKey, User
+from storage.tables import ApiKey, IdempotencyKey, LoginFailure, User
 from tests.api.stand import PASSWORD, Account, register
 from workflows.contracts.errors import ThrottledError, UnavailableError
 
 
 class Note(BaseModel):
     text: str
+
+
+class Shop:
+    """Makes something in a transaction of its own, as routes do, and misbehaves before it or after it."""
+
+    def __init__(self, app: FastAPI, database: Database) -> None:
+        self.database = database
+        self.fail_with: Exception | None = None
+        self.before: list[asyncio.Event] = []
+        self.reached = asyncio.Event()
+        app.post("/orders", status_code=202)(self.make)
+
+    async def make(self, note: Note, claim: idempotency.HeldClaim) -> dict[str, str]:
+        if self.before:
+            gate = self.before.pop()
+            self.reached.set()
+            await gate.wait()
+        async with self.database.transaction() as session:
+            made = await stored.made(session, claim)
+            if made is None:
+                made = uuid4().hex
+                session.add(LoginFailure(subject=made))
+                await stored.note_made(session, claim, made)
+        if self.fail_with is not None:
+            raise self.fail_with
+        return {"order": made}
+
+    async def orders(self) -> list[str]:
+        async with self.database.reading() as session:
+            return list(await session.scalars(select(LoginFailure.subject).order_by(LoginFailure.id)))
 
 
 class Desk:
@@ -58,6 +89,21 @@ def desk(app: FastAPI) -> Desk:
 
 async def take(client: httpx.AsyncClient, account: Account, text: str, key: str = "k1") -> httpx.Response:
     return await client.post("/notes", json={"text": text}, headers={**account.headers, "Idempotency-Key": key})
+
+
+@pytest.fixture
+def shop(app: FastAPI, database: Database) -> Shop:
+    return Shop(app, database)
+
+
+async def order(client: httpx.AsyncClient, account: Account, text: str, key: str | None = "k1") -> httpx.Response:
+    keyed = {} if key is None else {"Idempotency-Key": key}
+    return await client.post("/orders", json={"text": text}, headers={**account.headers, **keyed})
+
+
+async def age_keys(database: Database, age: timedelta, **values: object) -> None:
+    async with database.transaction() as session:
+        await session.execute(update(IdempotencyKey).values(created_at=func.now() - age, **values))
 
 
 async def rows(database: Database) -> int:
@@ -141,6 +187,84 @@ async def test_an_attempt_that_died_is_taken_over_after_a_while(
     async with database.transaction() as session:
         await session.execute(update(IdempotencyKey).values(created_at=func.now() - timedelta(seconds=31)))
     assert (await take(client, account, "a")).json() == {"number": 2}
+
+
+async def test_an_attempt_that_died_after_its_commit_is_not_repeated(
+    shop: Shop, client: httpx.AsyncClient, account: Account, database: Database
+) -> None:
+    first = await order(client, account, "a")
+    await age_keys(database, timedelta(seconds=31), status=None, headers=None, body_encrypted=None)
+    again = await order(client, account, "a")
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert "idempotency-replayed" not in again.headers
+    assert (await order(client, account, "a")).headers["idempotency-replayed"] == "true"
+    assert await shop.orders() == [first.json()["order"]]
+
+
+async def test_an_attempt_that_failed_after_its_commit_is_gone_on_with_at_once(
+    shop: Shop, client: httpx.AsyncClient, account: Account
+) -> None:
+    shop.fail_with = UnavailableError("away")
+    assert [(await order(client, account, "a")).status_code for _ in range(2)] == [503, 503]
+    [made] = await shop.orders()
+    shop.fail_with = None
+    other = await order(client, account, "b")
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert (await order(client, account, "a")).json() == {"order": made}
+    assert await shop.orders() == [made]
+
+
+async def test_what_was_made_is_forgotten_with_its_key(
+    shop: Shop, client: httpx.AsyncClient, account: Account, database: Database
+) -> None:
+    first = await order(client, account, "a")
+    await age_keys(database, timedelta(hours=24, seconds=1), status=None)
+    second = await order(client, account, "a")
+    assert await shop.orders() == [first.json()["order"], second.json()["order"]]
+
+
+async def test_without_a_key_each_request_makes_its_own(
+    shop: Shop, client: httpx.AsyncClient, account: Account
+) -> None:
+    for _ in range(2):
+        assert (await order(client, account, "a", key=None)).status_code == 202
+    assert len(set(await shop.orders())) == 2
+
+
+async def test_an_attempt_that_was_thought_dead_makes_nothing_beside_its_successor(
+    shop: Shop, client: httpx.AsyncClient, account: Account, database: Database
+) -> None:
+    late = asyncio.Event()
+    shop.before = [late]
+    first = asyncio.create_task(order(client, account, "a"))
+    await shop.reached.wait()
+    await age_keys(database, timedelta(seconds=31))
+    second = await order(client, account, "a")
+    assert second.status_code == 202
+    late.set()
+    refused = await first
+    assert (refused.status_code, refused.json()["code"]) == (409, "idempotency_in_progress")
+    assert (await order(client, account, "a")).json() == second.json()
+    assert await shop.orders() == [second.json()["order"]]
+
+
+async def test_an_attempt_and_its_successor_at_once_make_one_thing(
+    shop: Shop, client: httpx.AsyncClient, account: Account, database: Database
+) -> None:
+    gates = [asyncio.Event(), asyncio.Event()]
+    shop.before = list(gates)
+    first = asyncio.create_task(order(client, account, "a"))
+    await shop.reached.wait()
+    shop.reached.clear()
+    await age_keys(database, timedelta(seconds=31))
+    second = asyncio.create_task(order(client, account, "a"))
+    await shop.reached.wait()
+    for gate in gates:
+        gate.set()
+    statuses = {answer.status_code for answer in await asyncio.gather(first, second)}
+    assert 202 in statuses
+    assert statuses <= {202, 409}
+    assert len(await shop.orders()) == 1
 
 
 async def test_a_slow_attempt_keeps_its_claim(
