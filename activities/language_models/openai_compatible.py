@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from decimal import Decimal
@@ -56,7 +56,7 @@ class OpenAICompatibleModel:
         """The configured one, else the first that the server offers; empty as long as it has never answered."""
         return self._server.default_model or (self._known[0].id if self._known else "")
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelText | ModelEnd]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelText | ModelEnd, None]:
         """Ask, and yield the answer as it comes; see the port."""
         model = request.model or self.default_model or await self._first_model()
         body = {**_body(request), "model": model, self._bound_name: request.max_output_tokens}
