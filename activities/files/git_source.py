@@ -6,11 +6,9 @@ configuration of this machine. `.git/` is kept: its owner wants to see the histo
 """
 
 import asyncio
-import ipaddress
 import os
 import re
 import signal
-import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,6 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from activities.addresses import HostRefusedError, public_addresses
 from activities.files.threads import BlockingPool
 from activities.files.trees import leads_out, measure, remove_folder
 from workflows.contracts.errors import InvalidError, UnavailableError
@@ -32,8 +31,6 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _PASSING = re.compile(
     r"timed out|Could not resolve|Failed to connect|Connection (reset|refused)|early EOF|error: 5\d\d"
 )
-_IPV6_PUBLIC = ipaddress.ip_network("2000::/3")
-"""All that has been given out; NAT64, site-local and the like lie outside."""
 
 _log = structlog.get_logger()
 _pool = BlockingPool("git", 4)
@@ -52,38 +49,21 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """Host and port to the addresses that may be connected to. Raises `InvalidError` `bad_git_url`."""
 
 
-async def public_addresses(host: str, port: int) -> list[str]:
-    """All addresses of the host, if each of them is public; one private among them refuses the host."""
+async def git_addresses(host: str, port: int) -> list[str]:
+    """All addresses of a public host; see `Resolve`."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        if error.errno == socket.EAI_AGAIN:
-            raise UnavailableError(f"The name {host!r} can't be looked up now.", code="git_failed") from error
-        raise _bad_url(f"there is no host {host!r}") from error
-    except UnicodeError as error:
-        raise _bad_url(f"{host!r} is no host name") from error
-    addresses = sorted({str(item[4][0]) for item in found})
-    if not addresses or not all(is_public(address) for address in addresses):
-        raise _bad_url(f"{host!r} isn't on the public internet")
-    return addresses
-
-
-def is_public(address: str) -> bool:
-    """Whether the address is one of the public internet, seen through IPv6's ways to write an IPv4 one."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return is_public(str(ip.ipv4_mapped))
-        if ip not in _IPV6_PUBLIC or ip.sixtofour is not None or ip.teredo is not None:
-            return False  # the last two would be tunnelled to an IPv4 address of the name's choice
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+        return await public_addresses(host, port)
+    except HostRefusedError as error:
+        raise _bad_url(error.detail) from error
+    except UnavailableError as error:
+        raise UnavailableError(error.detail, code="git_failed") from error
 
 
 @dataclass(frozen=True)
 class GitAccess:
     """How git may reach hosts: which addresses, and a bundle of further authorities to trust."""
 
-    resolve: Resolve = public_addresses
+    resolve: Resolve = git_addresses
     authorities: Path | None = None
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from activities.files.git_source import GitAccess, GitLimits, check_url, fetch, is_public, public_addresses
+from activities.files.git_source import GitAccess, GitLimits, check_url, fetch
 from workflows.contracts.errors import InvalidError, UnavailableError
 
 HOST = "git.example.com"
@@ -223,27 +223,6 @@ async def test_hosts_within_are_refused(host: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidError) as caught:
         await fetch(f"https://{host}/repo.git", None, tmp_path / "target")
     assert caught.value.code == "bad_git_url"
-
-
-def test_which_addresses_are_public() -> None:
-    for address in ("140.82.121.3", "1.1.1.1", "2606:50c0:8000::153"):
-        assert is_public(address)
-    for address in (
-        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.1.1", "0.0.0.0"),
-        *("224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.0.1", "198.18.0.1"),
-        *("::1", "::", "fe80::1", "fe80::1%eth0", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"),
-        *("64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::", "fec0::1"),
-    ):
-        assert not is_public(address), address
-
-
-async def test_one_private_address_refuses_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def both(*_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(2, 1, 6, "", ("1.1.1.1", 443)), (2, 1, 6, "", ("10.0.0.1", 443))]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
-    with pytest.raises(InvalidError):
-        await public_addresses("mixed.example.com", 443)
 
 
 async def test_a_redirect_is_not_followed(server: GitServer, tmp_path: Path) -> None:
