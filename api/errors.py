@@ -3,6 +3,7 @@
     {type, title, status, detail, code, retryable}     every error
     + errors: [{loc, msg}]                             422 of validation
     + incident                                         500: the id under which the log has the exception
+    + what the route says                              409: the state that is in the way, e.g. the first decision
 
 On a WebSocket the same problem is the handshake's answer; once it is open, it is closed with 4000 + status
 and the code as reason.
@@ -249,7 +250,8 @@ def _of_studio_error(error: StudioError) -> ProblemAnswer:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
-    return ProblemAnswer(status, error.code, error.detail, error.retryable, headers)
+    facts = error.facts if isinstance(error, ConflictError) else {}
+    return ProblemAnswer(status, error.code, error.detail, error.retryable, headers, facts)
 
 
 def _of_fault(fault: RuntimeFault | ModelFault) -> ProblemAnswer:

@@ -91,11 +91,7 @@ async def page(
 
 
 async def delete(session: AsyncSession, chat_id: UUID) -> None:
-    """Remove the chat with its messages and tasks; gone already is success.
-
-    A task that is still under way is to be cancelled first (`task_requests.cancel_all`), in this or an earlier
-    transaction: that stops its activities at once. Its workflow finds no row then and ends.
-    """
+    """Remove the chat with its messages and tasks; gone already is success. See `task_requests.delete_chat`."""
     await session.execute(delete_rows(Chat).where(Chat.id == chat_id))
 
 

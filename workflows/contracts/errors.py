@@ -14,6 +14,7 @@
 `detail` is written for the person who made the request: what is wrong and what to do. It never holds a secret.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -39,9 +40,13 @@ class NotFoundError(StudioError):
 
 
 class ConflictError(StudioError):
-    """The request is fine, but not in the present state."""
+    """The request is fine, but not in the present state. `facts`: that state, as further members of the answer."""
 
     default_code = "conflict"
+
+    def __init__(self, detail: str, *, code: str | None = None, facts: Mapping[str, str | None] | None = None) -> None:
+        super().__init__(detail, code=code)
+        self.facts = facts or {}
 
 
 class PreconditionError(StudioError):
