@@ -10,6 +10,7 @@ from sqlalchemy import func, select, update
 from api.services import ApiConfig, Services
 from storage.engine import Database
 from storage.tables import LoginFailure, RefreshToken, Ticket, User
+from tests.api.passes import ENDS, End, passes
 from tests.api.stand import PASSWORD, Account, account_of, login, register
 
 
@@ -328,6 +329,17 @@ async def test_a_ticket_is_issued_to_who_is_signed_in(
     assert (await client.post("/api/auth/ticket", headers=account.headers)).status_code == 200
     assert (await client.post("/api/auth/ticket", json={})).status_code == 401
     assert (await client.post("/api/auth/ticket", json={"user_id": 1}, headers=account.headers)).status_code == 422
+
+
+@pytest.mark.parametrize(("end", "ending"), ENDS)
+async def test_a_ticket_ends_with_what_it_was_asked_by(
+    client: httpx.AsyncClient, account: Account, database: Database, end: End, ending: frozenset[str]
+) -> None:
+    tickets = {kind: shown for kind, shown in (await passes(client, account)).items() if shown.params}
+    await end(client, account, database)
+    for kind, shown in tickets.items():
+        answer = await client.get("/api/projects/1/events", params=shown.params)
+        assert answer.status_code == (401 if kind in ending else 404), kind
 
 
 async def test_a_password_change_ends_every_other_session(

@@ -4,8 +4,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import httpx
@@ -16,9 +19,11 @@ from sqlalchemy import text
 
 from activities.ports import DevServerSpec, ResourceLimits, Runtime
 from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
+from api import sse
 from api.consoles.service import EXECS_PER_USER
 from storage import projects
 from storage.engine import Database
+from tests.api.passes import delete_key, log_out, passes
 from tests.api.stand import Account, register
 from tests.runtimes.waiting import until
 from workflows.contracts.names import ProjectRef, project_subpath
@@ -228,6 +233,80 @@ async def test_a_terminal_is_a_shell_that_waits_for_its_client(stand: Stand, run
         async with asyncio.timeout(10):
             async for _ in terminal:  # ends by itself when it is closed as it should be
                 pass
+    await until(stand.unleased)
+
+
+async def test_terminals_close_when_the_access_behind_them_ends(
+    stand: Stand, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
+    await start(runtime, stand.ref)
+    url = f"ws{str(stand.client.base_url).removeprefix('http')}{stand.path}/terminal"
+    async with AsyncExitStack() as opened, asyncio.timeout(30):
+        terminals = {}
+        for kind, shown in (await passes(stand.client, stand.owner)).items():
+            connecting = websockets.connect(f"{url}?{urlencode(shown.params)}", additional_headers=shown.headers)
+            terminals[kind] = await opened.enter_async_context(connecting)
+        for end, of in ((delete_key, "key"), (log_out, "session")):
+            await asyncio.sleep(0.4)
+            assert {terminal.close_code for terminal in terminals.values()} == {None}
+            await end(stand.client, stand.owner, stand.database)
+            for kind in (of, f"{of}'s ticket"):
+                terminal = terminals.pop(kind)
+                await terminal.wait_closed()
+                assert (terminal.close_code, terminal.close_reason) == (4401, "unauthenticated")
+        assert not terminals
+    await until(stand.unleased)
+
+
+async def test_a_terminal_closes_with_its_project(
+    stand: Stand, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
+    await start(runtime, stand.ref)
+    async with websockets.connect(await stand.terminal_url()) as terminal, asyncio.timeout(20):
+        await terminal.recv()
+        async with stand.database.transaction() as session:
+            await session.execute(text("DELETE FROM projects"))
+        await terminal.wait_closed()
+        assert (terminal.close_code, terminal.close_reason) == (4404, "not_found")
+
+
+async def test_followed_logs_and_commands_end_with_the_callers_access(
+    stand: Stand, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
+    await start(runtime, stand.ref)
+    headers = (await passes(stand.client, stand.owner))["key"].headers
+    events = {**headers, "Accept": "text/event-stream"}
+    command = {"command": "touch begun; sleep 1; while :; do date +%s%N > beat; sleep 0.1; done", "timeout_s": 60}
+
+    async def read(method: str, path: str, **request: Any) -> None:
+        async with stand.client.stream(method, stand.path + path, **request) as answer:
+            assert answer.status_code == 200
+            await answer.aread()  # a body cut short would raise
+
+    async with asyncio.timeout(30):
+        reading = [
+            asyncio.create_task(read("GET", "/logs?follow=true", headers=headers)),
+            asyncio.create_task(read("GET", "/logs?follow=true", headers=events)),
+            asyncio.create_task(read("POST", "/exec", json=command, headers=events)),
+        ]
+
+        async def beats() -> bool:
+            return (stand.folder / "beat").exists()
+
+        await until(beats)
+        assert not any(task.done() for task in reading)
+        await delete_key(stand.client, stand.owner, stand.database)
+        await asyncio.gather(*reading)
+
+    async def still() -> bool:
+        last = (stand.folder / "beat").read_bytes()
+        await asyncio.sleep(0.5)
+        return (stand.folder / "beat").read_bytes() == last
+
+    await until(still)
     await until(stand.unleased)
 
 

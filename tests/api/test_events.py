@@ -12,11 +12,13 @@ from sqlalchemy import text
 
 from api import sse
 from api.services import Services
-from storage import event_log, projects
+from storage import event_log, operations, projects
 from storage.engine import Database
+from tests.api.passes import ENDS, End, delete_key, disable_user, passes
 from tests.api.stand import Account, browsing, register, serving
 from tests.storage.records import new_project
 from workflows.contracts.events import EventType, NewEvent
+from workflows.contracts.operations import OperationKind
 
 
 @pytest.fixture
@@ -188,17 +190,36 @@ async def test_a_deleted_project_ends_the_stream_after_its_last_event(
         assert '"deleting"' in await ending
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["UPDATE users SET is_active = false", "UPDATE refresh_tokens SET revoked_at = now()", "DELETE FROM projects"],
-)
-async def test_access_that_ends_ends_the_stream(
+@pytest.mark.parametrize(("end", "ending"), ENDS)
+async def test_access_that_ends_ends_the_streams_that_stand_on_it(  # noqa: PLR0917 -- pytest gives them by name
     client: httpx.AsyncClient,
     account: Account,
     project: int,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
-    statement: str,
+    end: End,
+    ending: frozenset[str],
+) -> None:
+    monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
+    async with AsyncExitStack() as opened:
+        streams = dict[str, asyncio.Task[str]]()
+        for kind, shown in (await passes(client, account)).items():
+            answer = await opened.enter_async_context(listening(client, project, None, **vars(shown)))
+            assert answer.status_code == 200
+            streams[kind] = asyncio.create_task(ended(answer), name=kind)
+        await asyncio.sleep(0.4)
+        assert not [kind for kind, stream in streams.items() if stream.done()]
+        await end(client, account, database)
+        await asyncio.gather(*(streams[kind] for kind in ending))
+        await asyncio.sleep(0.4)
+        assert {kind for kind, stream in streams.items() if stream.done()} == ending
+        for stream in streams.values():
+            stream.cancel()
+        await asyncio.wait(streams.values())
+
+
+async def test_a_project_that_vanishes_ends_the_stream(
+    client: httpx.AsyncClient, account: Account, project: int, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
     async with listening(client, project, account) as answer:
@@ -206,22 +227,54 @@ async def test_access_that_ends_ends_the_stream(
         await asyncio.sleep(0.4)
         assert not ending.done()
         async with database.transaction() as session:
-            await session.execute(text(statement))
+            await session.execute(text("DELETE FROM projects"))
         await ending
 
 
-async def test_a_stream_by_ticket_ends_when_its_user_is_disabled(
-    client: httpx.AsyncClient, account: Account, project: int, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_a_stream_whose_client_is_slow_ends_too() -> None:
+    """Access that ends while a frame is being sent: no later frame has to come for the stream to end."""
+    gate = asyncio.Event()
+
+    async def frames() -> AsyncIterator[str]:
+        yield "one"
+        await asyncio.sleep(3600)
+
+    async def allowed() -> bool:
+        return not gate.is_set()
+
+    stream = sse.while_allowed(frames(), allowed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "ACCESS_CHECK_S", 0.01)
+        assert await anext(stream) == "one"
+        gate.set()
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(5):
+            assert [frame async for frame in stream] == []
+
+
+@pytest.mark.parametrize("end", [delete_key, disable_user])
+async def test_an_operations_stream_ends_with_the_callers_access(
+    client: httpx.AsyncClient,
+    account: Account,
+    project: int,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    end: End,
 ) -> None:
     monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
-    ticket = (await client.post("/api/auth/ticket", json={}, headers=account.headers)).json()["ticket"]
-    async with listening(client, project, None, params={"ticket": ticket}) as answer:
+    async with database.transaction() as session:
+        kind = OperationKind.PROVISION_PROJECT
+        operation = await operations.create(session, user_id=account.user_id, project_id=project, kind=kind)
+    shown = (await passes(client, account))["key's ticket"]
+    async with (
+        asyncio.timeout(20),
+        client.stream("GET", f"/api/operations/{operation.id}/events", **vars(shown)) as answer,
+    ):
         ending = asyncio.create_task(ended(answer))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.4)
         assert not ending.done()
-        async with database.transaction() as session:
-            await session.execute(text("UPDATE users SET is_active = false"))
-        await ending
+        await end(client, account, database)
+        assert "event: operation" in await ending
 
 
 async def test_a_client_that_leaves_is_forgotten_and_finds_the_rest_later(
