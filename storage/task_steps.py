@@ -1,0 +1,296 @@
+"""What the steps of a task are made of: answers, tool calls, and what was said before and meanwhile.
+
+Whoever writes here holds the locks of project and task, in that order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage import event_log
+from storage.chats import MessageRecord
+from storage.event_log import storable
+from storage.tables import Message, TaskStep, TaskSummary, ToolCall
+from workflows.contracts.agent_tasks import CallState
+from workflows.contracts.events import EventType, NewEvent
+
+_PAST_MESSAGES: Final = 200
+"""Of a chat, those before the prompt that a model is told of at most; its compaction begins long before."""
+_SHOWN_RESULT: Final = 4000
+_RESULT_LIMIT: Final = 100_000
+"""Characters of a tool's answer that are kept. Tools bound themselves lower; this holds for those that forget to."""
+
+# What watchers have seen of a step is what it is worth when it is never finished.
+_TOLD_TEXT: Final = text("""
+SELECT coalesce(string_agg(data->>'text', '' ORDER BY seq), '') FROM events
+WHERE task_id = :task_id AND type = 'text.delta' AND CAST(data->>'step' AS int) = :n AND seq > coalesce((
+    SELECT max(seq) FROM events WHERE task_id = :task_id AND type = 'step.reset' AND CAST(data->>'step' AS int) = :n
+), 0)
+""")
+_TOLD_OUTPUT: Final = text("""
+SELECT coalesce(max(CAST(data->>'end' AS bigint)), 0) FROM events
+WHERE task_id = :task_id AND type = 'tool.output' AND data->>'call' = :call_id
+""")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A model's answer as stored."""
+
+    n: int
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """A tool call as stored; see `storage.tables.ToolCall`."""
+
+    id: str
+    step: int
+    position: int
+    wave: int
+    name: str
+    arguments: str
+    state: str
+    result: str | None
+    exit_code: int | None
+    intent: dict[str, Any] | None
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has its answer."""
+        return self.state in ENDED_CALLS
+
+
+ENDED_CALLS: Final = frozenset({CallState.COMPLETED, CallState.FAILED, CallState.DENIED, CallState.CANCELLED})
+
+
+@dataclass(frozen=True)
+class NewCall:
+    """A call that a model has just made. `result` only where it is answered already: it could not even be read."""
+
+    id: str
+    name: str
+    arguments: str
+    wave: int
+    state: CallState
+    result: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What stands in place of everything up to and with step `upto`; 0: of the chat's past alone."""
+
+    upto: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """All that a model is told of a task: the chat before it, what its user said since, steps, calls, and a summary."""
+
+    past: list[MessageRecord]
+    said: list[MessageRecord]
+    steps: list[StepRecord]
+    calls: list[CallRecord]
+    summary: Summary | None
+
+
+def _call(row: ToolCall) -> CallRecord:
+    return CallRecord(**{field.name: getattr(row, field.name) for field in fields(CallRecord)})
+
+
+def _message(row: Message) -> MessageRecord:
+    return MessageRecord(**{field.name: getattr(row, field.name) for field in fields(MessageRecord)})
+
+
+async def transcript(session: AsyncSession, task_id: UUID, chat_id: UUID, prompt_seq: int) -> Transcript:
+    """Everything that is stored, without what the newest summary stands for."""
+    newest = select(TaskSummary).where(TaskSummary.task_id == task_id).order_by(TaskSummary.upto.desc()).limit(1)
+    row = (await session.scalars(newest)).first()
+    upto = 0 if row is None else row.upto
+    past: list[Message] = []
+    if row is None:
+        before = select(Message).where(Message.chat_id == chat_id, Message.seq < prompt_seq)
+        past = list(await session.scalars(before.order_by(Message.seq.desc()).limit(_PAST_MESSAGES)))
+    # A prompt's message carries step 0; the rest is what was said while the task ran.
+    said = select(Message).where(
+        Message.task_id == task_id, Message.role == "user", Message.step > max(upto, 0), Message.step.is_not(None)
+    )
+    steps = select(TaskStep).where(TaskStep.task_id == task_id, TaskStep.n > upto).order_by(TaskStep.n)
+    calls = select(ToolCall).where(ToolCall.task_id == task_id, ToolCall.step > upto)
+    return Transcript(
+        past=[_message(message) for message in reversed(past)],
+        said=[_message(message) for message in await session.scalars(said.order_by(Message.seq))],
+        steps=[StepRecord(step.n, step.text, step.finish_reason) for step in await session.scalars(steps)],
+        calls=[_call(call) for call in await session.scalars(calls.order_by(ToolCall.step, ToolCall.position))],
+        summary=None if row is None else Summary(row.upto, row.text),
+    )
+
+
+async def add_summary(session: AsyncSession, task_id: UUID, summary: Summary) -> None:
+    """Keep a summary; one that is there for the same steps stays."""
+    if await session.get(TaskSummary, (task_id, summary.upto)) is None:
+        session.add(TaskSummary(task_id=task_id, upto=summary.upto, text=storable(summary.text)))
+        await session.flush()
+
+
+async def take_in_messages(session: AsyncSession, task_id: UUID, n: int) -> None:
+    """What the user has written meanwhile is seen by step `n` first, at every attempt of it."""
+    await session.execute(update(Message).where(*_unseen(task_id)).values(step=n))
+
+
+async def has_unseen(session: AsyncSession, task_id: UUID) -> bool:
+    """Whether the user has written something that no step has seen."""
+    return (await session.scalars(select(Message.id).where(*_unseen(task_id)).limit(1))).first() is not None
+
+
+def _unseen(task_id: UUID) -> tuple[Any, ...]:
+    return Message.task_id == task_id, Message.role == "user", Message.step.is_(None)
+
+
+# --- steps --------------------------------------------------------------------------------------------------------
+
+
+async def find(session: AsyncSession, task_id: UUID, n: int) -> StepRecord | None:
+    """The step's answer, or None while it has none."""
+    row = await session.get(TaskStep, (task_id, n), populate_existing=True)
+    return None if row is None else StepRecord(row.n, row.text, row.finish_reason)
+
+
+async def last(session: AsyncSession, task_id: UUID) -> int:
+    """The number of the newest step that has its answer, 0 when there is none."""
+    return await session.scalar(select(func.coalesce(func.max(TaskStep.n), 0)).where(TaskStep.task_id == task_id)) or 0
+
+
+async def add(session: AsyncSession, task_id: UUID, step: StepRecord, calls: Sequence[NewCall] = ()) -> None:
+    """Store an answer with its calls; what it cost is added by `set_usage`."""
+    session.add(TaskStep(task_id=task_id, n=step.n, text=storable(step.text), finish_reason=step.finish_reason))
+    for position, call in enumerate(calls):
+        session.add(
+            ToolCall(
+                id=call.id,
+                task_id=task_id,
+                step=step.n,
+                position=position,
+                wave=call.wave,
+                name=storable(call.name),
+                arguments=storable(call.arguments),
+                state=call.state,
+                result=call.result,
+            )
+        )
+    await session.flush()
+
+
+async def set_usage(session: AsyncSession, task_id: UUID, n: int, values: dict[str, Any]) -> None:
+    """`input_tokens`, `output_tokens`, `cost_usd` of a step."""
+    await session.execute(update(TaskStep).where(TaskStep.task_id == task_id, TaskStep.n == n).values(**values))
+
+
+async def told_text(session: AsyncSession, task_id: UUID, n: int) -> str:
+    """What watchers have been told of a step's text since it last began anew."""
+    return str(await session.scalar(_TOLD_TEXT, {"task_id": task_id, "n": n}))
+
+
+# --- calls --------------------------------------------------------------------------------------------------------
+
+
+async def calls_of(session: AsyncSession, task_id: UUID, n: int) -> list[CallRecord]:
+    """The step's calls in the model's order."""
+    query = select(ToolCall).where(ToolCall.task_id == task_id, ToolCall.step == n).order_by(ToolCall.position)
+    return [_call(row) for row in await session.scalars(query.execution_options(populate_existing=True))]
+
+
+async def open_calls(session: AsyncSession, task_id: UUID) -> list[CallRecord]:
+    """The task's calls that have no answer yet."""
+    query = select(ToolCall).where(ToolCall.task_id == task_id, ToolCall.state.not_in(ENDED_CALLS))
+    return [_call(row) for row in await session.scalars(query.execution_options(populate_existing=True))]
+
+
+async def find_call(session: AsyncSession, task_id: UUID, call_id: str) -> CallRecord | None:
+    """One call of the task, or None."""
+    row = await session.get(ToolCall, call_id, populate_existing=True)
+    return None if row is None or row.task_id != task_id else _call(row)
+
+
+async def commands(session: AsyncSession, task_id: UUID, name: str) -> list[CallRecord]:
+    """The task's begun calls of the tool that runs commands, those that may still have a process behind them."""
+    query = select(ToolCall).where(
+        ToolCall.task_id == task_id,
+        ToolCall.name == name,
+        ToolCall.started_at.is_not(None),
+        (ToolCall.state == CallState.RUNNING) | ToolCall.arguments.contains("background"),
+    )
+    return [_call(row) for row in await session.scalars(query)]
+
+
+async def begin_call(session: AsyncSession, project_id: int, call: CallRecord, task_id: UUID) -> None:
+    """The call runs from now on, if it doesn't yet."""
+    if call.state != CallState.RUNNING:
+        await _change_call(session, call.id, state=CallState.RUNNING, started_at=func.clock_timestamp())
+        await event_log.append(session, [call_event(project_id, task_id, call, CallState.RUNNING)])
+
+
+async def set_call_state(session: AsyncSession, call_id: str, state: CallState) -> None:
+    """Change the state alone."""
+    await _change_call(session, call_id, state=state)
+
+
+async def end_call(
+    session: AsyncSession,
+    project_id: int,
+    task_id: UUID,
+    call: CallRecord,
+    *,
+    state: CallState,
+    result: str,
+    exit_code: int | None = None,
+) -> None:
+    """Store the answer, then tell it. The call must not have ended."""
+    result = storable(result[:_RESULT_LIMIT])
+    await _change_call(
+        session, call.id, state=state, result=result, exit_code=exit_code, ended_at=func.clock_timestamp()
+    )
+    data = {
+        "step": call.step,
+        "call": call.id,
+        "name": call.name,
+        "state": state,
+        "result": result[:_SHOWN_RESULT],
+        "exit_code": exit_code,
+    }
+    event = NewEvent(project_id=project_id, type=EventType.TOOL_RESULT, task_id=str(task_id), data=data)
+    await event_log.append(session, [event])
+
+
+async def note_intent(session: AsyncSession, call_id: str, intent: dict[str, Any]) -> None:
+    """What the call is about to do."""
+    await _change_call(session, call_id, intent=intent)
+
+
+async def told_output(session: AsyncSession, task_id: UUID, call_id: str) -> int:
+    """How many bytes of the call's output watchers have been told."""
+    return int(await session.scalar(_TOLD_OUTPUT, {"task_id": task_id, "call_id": call_id}) or 0)
+
+
+async def _change_call(session: AsyncSession, call_id: str, **values: object) -> None:
+    await session.execute(update(ToolCall).where(ToolCall.id == call_id).values(**values))
+
+
+def call_event(project_id: int, task_id: UUID, call: CallRecord, state: str) -> NewEvent:
+    """What watchers are told of a call and its state."""
+    return NewEvent(
+        project_id=project_id,
+        type=EventType.TOOL_CALL,
+        task_id=str(task_id),
+        data={"step": call.step, "call": call.id, "name": call.name, "arguments": call.arguments, "state": state},
+    )
