@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 CHARS_PER_TOKEN = 4
 """How tokens are estimated: near enough to a real model's for budgets and bounds."""
@@ -67,7 +67,7 @@ class ChatRequest(BaseModel):
     """The body of `POST /v1/chat/completions`."""
 
     model: str
-    messages: list[Message]
+    messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: list[OfferedTool] | None = None

@@ -32,7 +32,7 @@ def answer_scripted(request: ChatRequest, counters: Counters) -> Answer | Refusa
     """The next answer of the conversation's script; without one an echo. Counts it as begun. Raises `ScriptError`."""
     found = _find(request)
     if found is None:
-        said = request.messages[request.newest_user_message()].text if request.messages else ""
+        said = request.messages[request.newest_user_message()].text
         counters.begin("scripted/echo")
         return _play(request, Step(text=f"You said: {said[:_ECHOED_CHARS]}"), "scripted/echo", 0)
     position, script, name = found
