@@ -121,7 +121,8 @@ async def made(session: AsyncSession, held: Claim | None) -> str | None:
     """
     if held is None:
         return None
-    row = await session.scalar(select(IdempotencyKey).where(*_unanswered(held)).with_for_update())
+    statement = select(IdempotencyKey).where(*_unanswered(held)).with_for_update()
+    row = await session.scalar(statement.execution_options(populate_existing=True))
     if row is None:
         raise InProgressError
     return row.made

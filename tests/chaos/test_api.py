@@ -4,12 +4,15 @@ import asyncio
 import itertools
 import random
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
+import asyncpg
 import httpx
 import pytest
 
-from tests.chaos.world import Person, Project, SecondApi, World, states
+from storage.engine import plain_dsn
+from tests.chaos.world import Person, Project, SecondApi, World, states, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.docker, pytest.mark.slow]
 
@@ -86,3 +89,73 @@ async def test_an_api_killed_in_the_middle_of_requests(world: World, ann: Person
         assert project.starts() == started
         assert len(world.observer.servers(ann.id, project.id)) == started
         assert (project.folder / "index.html").exists()
+
+
+STALL = """
+CREATE FUNCTION stall() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NEW; END';
+CREATE TRIGGER stall BEFORE UPDATE OF status ON idempotency_keys
+    FOR EACH ROW WHEN (NEW.status IS NOT NULL) EXECUTE FUNCTION stall();
+"""
+
+
+@asynccontextmanager
+async def stalled_answers(world: World, count: int) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    """No answer is kept, and so none sent, while this is open; gives whether so many are due."""
+    connection = await asyncpg.connect(plain_dsn(world.environment["DATABASE_URL"]), timeout=10)
+    try:
+        await connection.execute("SELECT pg_advisory_lock(4711)")
+        await connection.execute(STALL)
+
+        async def due() -> bool:
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"
+            return bool(await connection.fetchval(waiting) == count)
+
+        yield due
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock(4711)")
+        await connection.execute("DROP FUNCTION stall CASCADE")
+        await connection.close()
+
+
+async def keyed(http: httpx.AsyncClient, path: str, body: dict[str, str]) -> httpx.Response | None:
+    """A POST under a key that follows from its path, None when the API died before it answered."""
+    headers = {"Idempotency-Key": path, "Prefer": "wait=30"}
+    try:
+        return await http.post(path, json=body, headers=headers)
+    except httpx.TransportError:
+        return None
+
+
+async def answered(http: httpx.AsyncClient, path: str, body: dict[str, str]) -> httpx.Response:
+    """The same, sent again until it is answered, as a client does."""
+    async with asyncio.timeout(75):
+        while (answer := await keyed(http, path, body)) is None or answer.status_code == 409:
+            assert answer is None or answer.json()["code"] == "idempotency_in_progress"
+            await asyncio.sleep(0.5)
+        return answer
+
+
+async def test_an_api_killed_between_its_commit_and_its_answer(world: World, ann: Person) -> None:
+    source = await ann.make()
+    requests = [("/api/projects", {"name": "made", "template": "static"})]
+    requests += [(f"/api/projects/{source.id}/fork", {"name": "copied"})]
+    async with stalled_answers(world, len(requests)) as due:
+        sent = [asyncio.create_task(keyed(ann.http, *request)) for request in requests]
+        await until(due, "two answers")
+        made = {
+            row["name"]: row["id"] for row in await world.fetch("SELECT * FROM projects WHERE user_id = $1", ann.id)
+        }
+        said = world.kill("api")
+        assert await asyncio.gather(*sent) == [None, None]
+    assert set(made) == {"p", "made", "copied"}
+
+    await world.until_back("api", said)
+    for _ in range(2):
+        answers = await asyncio.gather(*(answered(ann.http, *request) for request in requests))
+        assert [answer.status_code for answer in answers] == [201, 201]
+        assert [answer.json()["state"] for answer in answers] == ["ready", "ready"]
+        assert {answer.json()["name"]: answer.json()["id"] for answer in answers} | {"p": source.id} == made
+    assert all("idempotency-replayed" in answer.headers for answer in answers)
+    assert [operation["state"] for operation in await ann.until_ended()] == ["succeeded"] * 3
+    assert len((await ann.http.get("/api/projects")).json()["items"]) == 3
