@@ -69,7 +69,14 @@ class ProjectOfDenials(Project):
     """Whoever is asked for approval says no."""
 
     def edit_file(self, path: str, edits: list[dict[str, str]]) -> str:
-        return "Denied by the user."
+        return "Not done. The user did not allow it."
+
+
+class ProjectOfRefusals(Project):
+    """An edit never fits."""
+
+    def edit_file(self, path: str, edits: list[dict[str, str]]) -> str:
+        return "edits[0]: `search` was not found in the file."
 
 
 def ask(messages: list[dict[str, Any]], tools: tuple[str, ...]) -> Answer:
@@ -132,12 +139,32 @@ def test_reads_again_when_a_human_was_faster() -> None:
     assert project.heading == "Hello from the scripted demo model"
 
 
-def test_takes_a_second_no_for_an_answer() -> None:
-    project = ProjectOfDenials({"src/App.jsx": PAGE})
-    answers = play(project, task())
+def test_takes_a_no_for_an_answer() -> None:
+    answers = play(ProjectOfDenials({"src/App.jsx": PAGE}), task())
+    assert names(answers) == ["read_file", "edit_file"]
+    assert "The user did not allow it." in answers[-1].text
+
+
+def test_tries_an_edit_twice_at_most() -> None:
+    answers = play(ProjectOfRefusals({"src/App.jsx": PAGE}), task())
     assert names(answers) == ["read_file", "edit_file", "read_file", "edit_file"]
-    assert "Denied by the user." in answers[-1].text
-    assert project.files["src/App.jsx"] == PAGE
+    assert "was not found" in answers[-1].text
+
+
+def test_plans_where_it_may_only_look_and_does_what_was_allowed() -> None:
+    project, messages = Project({"src/App.jsx": PAGE}), task()
+    looking = ("read_file", "submit_plan")
+    for answer in ("read_file", "submit_plan"):
+        call = ask(messages, looking).calls[0]
+        assert call.name == answer
+        asked = {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+        result = project.read_file("src/App.jsx") if answer == "read_file" else "Your plan is allowed. Carry it out."
+        messages.append({"role": "assistant", "content": "", "tool_calls": [asked]})
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    denied = [*messages[:-1], {**messages[-1], "content": "Not done. The user did not allow it."}]
+    assert not ask(denied, looking).calls
+    assert names(play(project, messages)) == ["edit_file", "run_command"]
+    assert project.heading == "Hello from the scripted demo model"
 
 
 def test_looks_for_another_templates_page() -> None:

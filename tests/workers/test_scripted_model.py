@@ -172,11 +172,14 @@ def test_the_newest_script_counts_and_a_plain_message_changes_nothing(server: Se
 
 
 def test_a_summary_in_place_of_messages_repeats_no_step(server: Server) -> None:
-    script = {"steps": [{"calls": [{"name": "run_command"}], "text": "{{n}}", "repeat_steps": 20}]}
+    call = {"name": "run_command", "arguments": {"command": "echo {{n}}"}}
+    script = {"steps": [{"text": "begin"}, {"calls": [call], "text": "{{n}}", "repeat_steps": 20}, {"text": "end"}]}
     message = server.ask(asking(script, *answered(6))).json()["choices"][0]["message"]
-    summary = {"role": "system", "content": "Six steps were done."}
+    summary = {"role": "user", "content": "Summary: six steps were done."}
+    message["tool_calls"][0]["id"] = "an id of the service's own"
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "ok"}
     assert text_of(server.ask(asking(script, summary, message, result))) == "7"
+    assert text_of(server.ask(asking(script, summary, {"role": "assistant", "content": "end"}))) == "done"
 
 
 def test_a_request_without_tools_is_no_step_of_a_task(server: Server, key: str) -> None:
@@ -185,6 +188,13 @@ def test_a_request_without_tools_is_no_step_of_a_task(server: Server, key: str) 
     assert (answer["message"]["content"], answer["finish_reason"]) == ("In short: nothing.", "stop")
     assert server.counts(f"{key}/0") == {}
     assert server.counts(f"{key}/aside") == {"begun": 1, "finished": 1}
+
+
+def test_a_script_that_is_quoted_in_pieces_is_none(server: Server) -> None:
+    quoted = {"role": "user", "content": 'Sum up: <script>{"steps": [ … 90 characters left out … ]}</script>'}
+    body = {"model": "scripted", "messages": [quoted]}
+    assert text_of(server.ask(body)) == "A summary of what was said."
+    assert server.ask(body | {"tools": TOOLS}).status_code == 400
 
 
 def test_tells_what_it_was_asked(server: Server) -> None:

@@ -29,7 +29,12 @@ _TOPIC_CHARS = 120
 _SHOWN_CHARS = 300
 _NUMBERED_LINE = re.compile(r"^ *\d+\t(.*)$", re.MULTILINE)
 _HEADING = re.compile(r"(<h1[^>]*>)([^<>{}]+)</h1>")
-_FAILED = re.compile(r"\A\W*(error|failed|denied|refused|the user denied)\b", re.IGNORECASE)
+_DENIED = "Not done."
+_FAILED = re.compile(
+    r"\A\W*(not done|error|failed|denied)\b|nothing was (changed|done|written)|not found|no such|"
+    r"(doesn't|does not|didn't) match|(has|was) changed|changed since",
+    re.IGNORECASE,
+)
 _CONNECT = (
     "To connect a real one, put OPENAI_API_BASE, OPENAI_API_KEY and OPENAI_MODEL into `.env` "
     "(or LITELLM_API_BASE and LITELLM_MASTER_KEY for a LiteLLM proxy) and start the stack again."
@@ -91,7 +96,12 @@ def _next_step(request: ChatRequest) -> _Say:
         if "read_file" not in tools:
             return _Say(f"{_WHO}\n\nI would change the page's heading, but no tool to read files is offered to me.")
         return _read(next(iter(_PAGES)), f"{_WHO}\n\nI begin by reading the page.")
-    steps = {"read_file": _after_read, "edit_file": _after_edit, "run_command": _after_run}
+    steps = {
+        "read_file": _after_read,
+        "submit_plan": _after_plan,
+        "edit_file": _after_edit,
+        "run_command": _after_run,
+    }
     step = steps.get(done[-1].name)
     return step(done, tools) if step else _end("I stop here: the last call wasn't one of mine.")
 
@@ -126,17 +136,27 @@ def _after_read(done: list[_Done], tools: set[str]) -> _Say:
     heading = _HEADING.search("\n".join(lines))
     if heading is None:
         return _end(f"`{read.path}` has no plain heading that I could change, so I leave it as it is.")
+    new = _new_heading(heading[2])
     if "edit_file" not in tools:
-        return _end(
-            f"My plan: change the heading of `{read.path}`, “{heading[2]}”, to “{_new_heading(heading[2])}”, and "
-            f"check it with `{_PAGES.get(read.path, '')}`. No tool to edit files is offered to me yet."
+        plan = (
+            f"Change the heading of `{read.path}`, “{heading[2].strip()}”, to “{new}”, and check it with "
+            f"`{_PAGES.get(read.path, 'a look')}`."
         )
-    new = f"{heading[1]}{_new_heading(heading[2])}</h1>"
+        if "submit_plan" in tools:
+            return _Say("I know what to do, and ask for leave.", "submit_plan", {"plan": plan})
+        return _end(f"My plan: {plan} No tool to edit files is offered to me yet.")
     return _Say(
         f"The heading says “{heading[2].strip()}”. I change it, so that you see the page follow.",
         "edit_file",
-        {"path": read.path, "edits": [{"search": heading[0], "replace": new}]},
+        {"path": read.path, "edits": [{"search": heading[0], "replace": f"{heading[1]}{new}</h1>"}]},
     )
+
+
+def _after_plan(done: list[_Done], tools: set[str]) -> _Say:
+    reads = [each for each in done if each.name == "read_file"]
+    if _has_failed(done[-1]) or "edit_file" not in tools or not reads:
+        return _end(f"My plan wasn't allowed, so I change nothing: {_shown(done[-1].result)}")
+    return _after_read(reads, tools)
 
 
 def _new_heading(old: str) -> str:
@@ -148,7 +168,8 @@ def _new_heading(old: str) -> str:
 def _after_edit(done: list[_Done], tools: set[str]) -> _Say:
     edit = done[-1]
     if _has_failed(edit):
-        if sum(each.name == "edit_file" for each in done) < _EDITS and "read_file" in tools:
+        tries = sum(each.name == "edit_file" for each in done)
+        if tries < _EDITS and "read_file" in tools and not edit.result.startswith(_DENIED):
             return _read(edit.path, "That edit wasn't taken. I read the file again, it may have changed.")
         return _end(f"My edit of `{edit.path}` wasn't taken: {_shown(edit.result)}")
     command = _PAGES.get(edit.path)
@@ -162,11 +183,11 @@ def _after_run(done: list[_Done], _: set[str]) -> _Say:
     changed = f"I changed the heading in `{edit.path}`: the preview shows it already. " if edit else ""
     run = done[-1]
     command = run.arguments.get("command", "")
-    return _end(f"{changed}`{command}` {'failed' if _has_failed(run) else 'answered'}: {_shown(run.result)}")
+    return _end(f"{changed}`{command}` says: {_shown(run.result)}")
 
 
 def _has_failed(done: _Done) -> bool:
-    return not done.result.strip() or bool(_FAILED.match(done.result))
+    return not done.result.strip() or bool(_FAILED.search(done.result))
 
 
 def _shown(result: str) -> str:

@@ -1,10 +1,13 @@
 """What a script may say: the JSON inside `<script>…</script>`. Unknown words in it are an error, so that a typo is."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workers.scripted_model.answer import Break, BreakKind
+
+ASIDE = "A summary of what was said."
 
 
 class _Strict(BaseModel):
@@ -86,13 +89,15 @@ class Script(_Strict):
     `key`: what its answers are counted under (`{key}/{number}`); unset, a hash of its text. `context_limit`: longer
     requests are refused as OpenAI refuses them, tokens. `aside`: what is said to a request without tools when the
     script calls some: such a request isn't a step of the task, but one for a summary or a title.
+
+    Where older messages give way to a summary, steps must tell themselves apart by `{{n}}` (see `scripted.py`).
     """
 
     steps: tuple[Step, ...] = Field(min_length=1, max_length=10_000)
     repeat: bool = False
     key: str | None = Field(None, min_length=1, max_length=200)
     context_limit: int | None = Field(None, ge=1)
-    aside: str = "A summary of what was said."
+    aside: str = ASIDE
 
     def step(self, number: int) -> Step:
         """The step that the answer of this number plays."""
@@ -102,6 +107,10 @@ class Script(_Strict):
                 return step
             left -= step.repeat_steps
         return self.steps[-1] if self.repeat else Step(text="done")
+
+    def numbered(self) -> Iterator[tuple[int, Step]]:
+        """Every answer's number and step, once through."""
+        return enumerate(step for step in self.steps for _ in range(step.repeat_steps))
 
     @property
     def has_calls(self) -> bool:

@@ -3,18 +3,20 @@
 import hashlib
 import json
 import re
+from itertools import islice
 from secrets import token_hex
 
 from pydantic import ValidationError
 
 from workers.scripted_model.answer import Answer, Call, Refusal, Usage
-from workers.scripted_model.conversation import ChatRequest, count_tokens
+from workers.scripted_model.conversation import ChatRequest, Message, count_tokens
 from workers.scripted_model.counters import Counters
-from workers.scripted_model.script import Script, Step
+from workers.scripted_model.script import ASIDE, Script, ScriptedCall, Step
 from workers.scripted_model.wire import error_body
 
 _BLOCK = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-_CALL_ID = re.compile(r"call_s(\d+)_")
+_SEARCHED = 20_000
+"""How far into a script its place is looked for."""
 _ECHOED_CHARS = 2000
 _WORDING = {
     401: ("Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
@@ -25,12 +27,23 @@ _WORDING = {
 
 
 class ScriptError(ValueError):
-    """The script in the conversation isn't one; the message says where."""
+    """The script in the conversation isn't one; the message says where. `is_cut`: it isn't even JSON."""
+
+    def __init__(self, message: str, *, is_cut: bool) -> None:
+        super().__init__(message)
+        self.is_cut = is_cut
 
 
 def answer_scripted(request: ChatRequest, counters: Counters) -> Answer | Refusal:
     """The next answer of the conversation's script; without one an echo. Counts it as begun. Raises `ScriptError`."""
-    found = _find(request)
+    try:
+        found = _find(request)
+    except ScriptError as error:
+        if request.tools or not error.is_cut:
+            raise
+        # Quoted and cut in the middle, by somebody who wants a summary.
+        counters.begin("scripted/aside")
+        return _play(request, Step(text=ASIDE), "scripted/aside", 0)
     if found is None:
         said = request.messages[request.newest_user_message()].text
         counters.begin("scripted/echo")
@@ -41,7 +54,7 @@ def answer_scripted(request: ChatRequest, counters: Counters) -> Answer | Refusa
     if script.has_calls and not request.tools:
         counters.begin(f"{name}/aside")
         return _play(request, Step(text=script.aside), f"{name}/aside", 0)
-    number = _number(request, position)
+    number = _number(request, script, position)
     key = f"{name}/{number}"
     return _play_or_fail(request, script.step(number), key, number, counters.begin(key))
 
@@ -63,17 +76,30 @@ def _parse(text: str) -> Script:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(word) for word in problem["loc"]) or "its JSON"
-        raise ScriptError(f"The <script> is wrong at {where}: {problem['msg']}") from error
+        is_cut = problem["type"] == "json_invalid"
+        raise ScriptError(f"The <script> is wrong at {where}: {problem['msg']}", is_cut=is_cut) from error
 
 
-def _number(request: ChatRequest, position: int) -> int:
+def _number(request: ChatRequest, script: Script, position: int) -> int:
     """Which answer is due: how many there were since the script.
 
-    Calls carry their answer's number in their ids: where older messages gave way to a summary, these tell.
+    Where older ones gave way to a summary, the newest one tells: it is that step's with this number filled in.
     """
     since = [message for message in request.messages[position + 1 :] if message.role == "assistant"]
-    ids = (_CALL_ID.match(call.id) for message in since for call in message.calls)
-    return max([len(since), *(int(match[1]) + 1 for match in ids if match)])
+    if not since:
+        return 0
+    later = islice(script.numbered(), len(since) - 1, _SEARCHED)
+    return next((number + 1 for number, step in later if _is_answer(since[-1], step, number)), len(since))
+
+
+def _is_answer(message: Message, step: Step, number: int) -> bool:
+    """Whether the message is what the step says under this number; by its calls, where it has some."""
+    if len(message.calls) != len(step.calls):
+        return False
+    if not step.calls:
+        return message.text.strip() == _fill(step.text or "", number).strip()
+    told = [(call.function.name, call.function.arguments) for call in message.calls]
+    return told == [(call.name, _arguments(call, number)) for call in step.calls]
 
 
 def _play_or_fail(request: ChatRequest, step: Step, key: str, number: int, earlier: int) -> Answer | Refusal:
@@ -87,12 +113,8 @@ def _play_or_fail(request: ChatRequest, step: Step, key: str, number: int, earli
 def _play(request: ChatRequest, step: Step, key: str, number: int, *, failing: bool = False) -> Answer:
     pieces = _pieces(request, step, number)
     calls = tuple(
-        Call(
-            # No two answers have the same ids, as with a real model.
-            id=f"call_s{number}_{token_hex(8)}",
-            name=call.name,
-            arguments=_fill(call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments), number),
-        )
+        # No two answers have the same ids, as with a real model.
+        Call(id=f"call_{token_hex(12)}", name=call.name, arguments=_arguments(call, number))
         for call in step.calls
     )
     return Answer(
@@ -120,6 +142,10 @@ def _usage(request: ChatRequest, step: Step, pieces: list[str], calls: tuple[Cal
         return Usage(step.usage.input, step.usage.output)
     chars = sum(map(len, pieces)) + sum(len(call.name) + len(call.arguments) for call in calls)
     return Usage(request.tokens(), step.tokens or count_tokens(chars))
+
+
+def _arguments(call: ScriptedCall, number: int) -> str:
+    return _fill(call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments), number)
 
 
 def _fill(text: str, number: int) -> str:
