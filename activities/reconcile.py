@@ -11,15 +11,28 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.ports import ContainerState, ContainerStatus, Runtime
 from activities.working import working
-from storage import dev_servers, expiry, operations, projects
+from storage import dev_servers, expiry, model_keys, operations, projects
 from storage.dev_servers import StandingCommand
 from storage.engine import Database
+from storage.secret_box import SecretBox
 from workflows.contracts.dev_servers import DevServerInput, DevServerState
-from workflows.contracts.names import ProjectRef, delete_project_id, dev_server_id, provision_project_id
+from workflows.contracts.names import (
+    ProjectRef,
+    delete_project_id,
+    dev_server_id,
+    onboard_user_id,
+    provision_project_id,
+)
+from workflows.contracts.onboarding import OnboardInput
 from workflows.contracts.operations import OperationKind
 from workflows.contracts.projects import ProjectInput, ProjectState
 from workflows.contracts.reconcile import ReconcileActivities, ReconcileInput, ReconcileReport
-from workflows.contracts.starts import command_dev_server, start_delete_project, start_provision_project
+from workflows.contracts.starts import (
+    command_dev_server,
+    start_delete_project,
+    start_onboard_user,
+    start_provision_project,
+)
 
 log = structlog.get_logger()
 
@@ -29,16 +42,27 @@ _DOWN: Final = {DevServerState.STOPPED, DevServerState.FAILED}
 
 
 class Reconciliation(ReconcileActivities):
-    """Reconcile activities over the database, the runtime and Temporal itself."""
+    """Reconcile activities over the database, the runtime and Temporal itself.
+
+    `key_secrets`: what encrypts users' keys at the LLM proxy; None where there is no proxy.
+    """
 
     def __init__(
-        self, database: Database, runtime: Runtime, client: Client, *, start_timeout_s: float, idle_grace_s: float
+        self,
+        database: Database,
+        runtime: Runtime,
+        client: Client,
+        *,
+        start_timeout_s: float,
+        idle_grace_s: float,
+        key_secrets: SecretBox | None = None,
     ) -> None:
         self._database = database
         self._runtime = runtime
         self._client = client
         self._start_timeout_s = start_timeout_s
         self._idle_grace_s = idle_grace_s
+        self._key_secrets = key_secrets
 
     # --- rows whose workflow isn't there ---
 
@@ -62,6 +86,7 @@ class Reconciliation(ReconcileActivities):
                     start_delete_project,
                 ),
                 commands=await self._resend_commands(request),
+                onboardings=await self._onboard(request),
             )
 
     async def _restart(
@@ -118,6 +143,20 @@ class Reconciliation(ReconcileActivities):
         )
         await command_dev_server(self._client, server, standing.command)
         log.warning("reconcile.command_resent", project_id=standing.ref.project_id, action=standing.command.action)
+
+    async def _onboard(self, request: ReconcileInput) -> list[int]:
+        """Start the onboarding of users whose key isn't what their row says; one that runs goes on."""
+        if self._key_secrets is None:
+            return []
+        async with self._database.transaction() as session:
+            if not request.dry_run:
+                await model_keys.close_anew(session, self._key_secrets, limit=_AT_MOST)
+            waiting = await model_keys.users_to_onboard(session, limit=_AT_MOST)
+        lost = [user_id for user_id in waiting if not await self._runs(onboard_user_id(user_id))]
+        if not request.dry_run:
+            for user_id in lost:
+                await start_onboard_user(self._client, OnboardInput(user_id=user_id))
+        return lost
 
     async def _runs(self, workflow_id: str) -> bool:
         try:

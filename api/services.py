@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, cast
 
 from fastapi import Depends
@@ -18,6 +19,8 @@ from storage.secret_box import SecretBox
 class ApiConfig:
     """Settings of this room. Durations are seconds, sizes bytes.
 
+    `user_monthly_budget_usd`: of users without a budget of their own; None: unbounded.
+    `users_have_model_keys`: at a proxy, each their own; else all calls are made with the service's key.
     `public_url`: where browsers reach the API, e.g. `http://localhost:8000`; `preview_port` None: the scheme's own.
     """
 
@@ -33,6 +36,9 @@ class ApiConfig:
     idle_timeout_s: int = 30 * 60
     start_timeout_s: int = 10 * 60
     idle_grace_s: int = 60
+    model_max_output_tokens: int = 8192
+    user_monthly_budget_usd: Decimal | None = None
+    users_have_model_keys: bool = False
 
 
 @dataclass(frozen=True)

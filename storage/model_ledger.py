@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import agent_tasks
 from storage.tables import AgentTaskRow, ModelCall, User
-from workflows.contracts.agent_tasks import FINAL_STATES
+from workflows.contracts.agent_tasks import FINAL_STATES, PauseReason, TaskState
 from workflows.contracts.errors import NotFoundError
 
 FORGOTTEN_AFTER: Final = timedelta(hours=1)
@@ -174,6 +174,16 @@ async def settle_forgotten(session: AsyncSession) -> int:
         ModelCall.settled_at.is_(None), ModelCall.at < func.now() - FORGOTTEN_AFTER, ~going_on.exists()
     )
     return await _settle_at_input(session, forgotten.limit(_FORGOTTEN_AT_ONCE))
+
+
+async def paused_for(session: AsyncSession, user_id: int, *, limit: int) -> list[UUID]:
+    """The user's tasks that wait for a raised monthly budget."""
+    query = select(AgentTaskRow.id).where(
+        AgentTaskRow.user_id == user_id,
+        AgentTaskRow.state == TaskState.AWAITING_APPROVAL,
+        AgentTaskRow.state_reason == PauseReason.USER_BUDGET,
+    )
+    return list(await session.scalars(query.order_by(AgentTaskRow.id).limit(limit)))
 
 
 async def usage_by_day(

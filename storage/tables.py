@@ -494,11 +494,17 @@ class ModelCall(Table):
 
 
 class ModelKey(Table):
-    """A user's virtual key at the LLM proxy, encrypted. `version` is raised by each rotation."""
+    """A user's virtual key at the LLM proxy, encrypted; empty while it is being replaced or revoked.
+
+    `version` is raised by each change. `is_stale`: the proxy hasn't been told yet. `closed_by`: mark of the secret key.
+    """
 
     __tablename__ = "model_keys"
+    __table_args__ = (Index("ix_model_keys_stale", "user_id", postgresql_where=text("is_stale")),)
 
     user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
     key_encrypted: Mapped[bytes]
     version: Mapped[int] = mapped_column(server_default=text("1"))
+    is_stale: Mapped[bool] = mapped_column(server_default=text("false"))
+    closed_by: Mapped[str] = mapped_column(server_default=text("''"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -13,7 +14,7 @@ from workflows.contracts.errors import ConflictError, NotFoundError
 
 @dataclass(frozen=True)
 class UserRecord:
-    """A user as stored. `password_hash` is argon2's string and never shown."""
+    """A user as stored. `password_hash` is argon2's string and never shown. `monthly_budget_usd` None: the default."""
 
     id: int
     email: str
@@ -22,6 +23,7 @@ class UserRecord:
     is_active: bool
     is_superuser: bool
     created_at: datetime
+    monthly_budget_usd: Decimal | None = None
 
 
 def user_record(row: User) -> UserRecord:
@@ -94,6 +96,13 @@ async def page(session: AsyncSession, *, after: int, limit: int) -> list[UserRec
     """Users by id, those above `after`."""
     statement = select(User).where(User.id > after).order_by(User.id).limit(limit)
     return [user_record(row) for row in (await session.execute(statement)).scalars()]
+
+
+async def set_monthly_budget(session: AsyncSession, user_id: int, budget_usd: Decimal | None) -> UserRecord:
+    """Bound what the user's model calls may cost in a month; None: the default. Raises `NotFoundError`."""
+    _found(await lock(session, user_id))
+    statement = update(User).where(User.id == user_id).values(monthly_budget_usd=budget_usd).returning(User)
+    return user_record((await session.execute(statement.execution_options(populate_existing=True))).scalar_one())
 
 
 def _found(row: User | UserRecord | None) -> UserRecord:

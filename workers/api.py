@@ -34,6 +34,9 @@ def api_config(settings: ServiceSettings) -> ApiConfig:
         idle_timeout_s=settings.idle_timeout_s,
         start_timeout_s=settings.start_timeout_s,
         idle_grace_s=settings.idle_grace_s,
+        model_max_output_tokens=settings.model_max_output_tokens,
+        user_monthly_budget_usd=settings.user_monthly_budget_usd,
+        users_have_model_keys=settings.users_have_model_keys,
     )
 
 

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     openai_input_price: Decimal = Field(Decimal(0), ge=0)
     openai_output_price: Decimal = Field(Decimal(0), ge=0)
     model_max_output_tokens: int = Field(8192, ge=1)
+    user_monthly_budget_usd: Decimal | None = Field(None, ge=0)
 
     # Dev servers.
     devserver_image: str = "studio-devserver:latest"
@@ -173,6 +174,11 @@ class Settings(BaseSettings):
     def files_root(self) -> Path:
         """Absolute `PROJECTS_ROOT`; `projects` in the data folder when it isn't set."""
         return (self.projects_root or self.data_dir / "projects").absolute()
+
+    @property
+    def users_have_model_keys(self) -> bool:
+        """Whether there is a proxy that keeps a key for each user."""
+        return bool(self.litellm_api_base and self.litellm_master_key)
 
     @property
     def api_url(self) -> str:

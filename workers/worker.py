@@ -28,6 +28,7 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.dev_servers import DevServers, DevServerSettings
+from activities.onboarding import Onboarding
 from activities.projects import Projects
 from activities.reconcile import Reconciliation
 from api.log import configure_logging
@@ -38,13 +39,14 @@ from workflows.contracts.names import RECONCILE_ID, TASK_QUEUE
 from workflows.contracts.reconcile import ReconcileInput
 from workflows.delete_project import DeleteProject
 from workflows.dev_server import DevServer
+from workflows.onboard_user import OnboardUser
 from workflows.policies import HEARTBEAT_THROTTLE, STICKY_TIMEOUT
 from workflows.provision_project import ProvisionProject
 from workflows.reconcile import Reconcile
 
 log = structlog.get_logger("worker")
 
-WORKFLOWS = (ProvisionProject, DevServer, DeleteProject, Reconcile)
+WORKFLOWS = (ProvisionProject, DevServer, DeleteProject, OnboardUser, Reconcile)
 
 _RECONCILE_LIMIT = timedelta(minutes=10)
 """A pass that hangs makes way for the next one."""
@@ -104,13 +106,26 @@ def make_worker(client: Client, foundation: Foundation, settings: ServiceSetting
         DevServerSettings(idle_timeout_s=settings.idle_timeout_s, limits=dev_server_limits(settings)),
     )
     reconciliation = Reconciliation(
-        database, runtime, client, start_timeout_s=settings.start_timeout_s, idle_grace_s=settings.idle_grace_s
+        database,
+        runtime,
+        client,
+        start_timeout_s=settings.start_timeout_s,
+        idle_grace_s=settings.idle_grace_s,
+        key_secrets=foundation.secrets if foundation.model_keys else None,
+    )
+    onboarding = Onboarding(
+        database, foundation.model_keys, foundation.secrets, default_budget_usd=settings.user_monthly_budget_usd
     )
     return Worker(
         client,
         task_queue=TASK_QUEUE,
         workflows=WORKFLOWS,
-        activities=[*activities_of(projects), *activities_of(servers), *activities_of(reconciliation)],
+        activities=[
+            *activities_of(projects),
+            *activities_of(servers),
+            *activities_of(onboarding),
+            *activities_of(reconciliation),
+        ],
         workflow_runner=workflow_runner(),
         max_concurrent_activities=_MAX_ACTIVITIES,
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,

@@ -106,6 +106,14 @@ TOOL = ActivityConfig(
     cancellation_type=ActivityCancellationType.TRY_CANCEL,
 )
 
+MODEL_KEY = ActivityConfig(
+    # A handful of short questions to the proxy, each with a bound of its own.
+    start_to_close_timeout=timedelta(minutes=3),
+    heartbeat_timeout=_HEARTBEAT,
+    # A proxy that is away comes back: whoever was registered or shut out meanwhile is told to it then. No bound.
+    retry_policy=_backing_off(first=0.5, longest=30.0),
+)
+
 SWEEP = ActivityConfig(
     start_to_close_timeout=timedelta(minutes=2),
     heartbeat_timeout=_HEARTBEAT,

@@ -2,14 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response, status
 
+from api.admin import service
 from api.admin.schemas import AdminDevServer, AdminProject, AdminUser, AdminUserPatch
 from api.auth.dependencies import SuperUser
 from api.errors import problems
 from api.pagination import Page, PageQuery, PageRequest
 from api.services import Services, ServicesDep
-from storage import credentials, overview, users
+from storage import overview, users
 from storage.overview import ProjectOverview
 from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.errors import ConflictError
@@ -34,14 +35,19 @@ async def list_users(_user: SuperUser, services: ServicesDep, page: PageQuery) -
 
 @router.patch("/users/{user_id}", responses=problems(404, {409: "own_account"}))
 async def patch_user(user: SuperUser, services: ServicesDep, user_id: UserId, body: AdminUserPatch) -> AdminUser:
-    """Shut a user out or let them in again, make them a superuser or not. Shutting out ends all their sessions."""
-    if user_id == user.user_id:
+    """Shut a user out or let them in again, make them a superuser or not. Shutting out ends all their sessions
+    and revokes their key at the LLM proxy. A budget that is raised lets tasks go on that have paused for it.
+    """
+    if user_id == user.user_id and (body.is_active, body.is_superuser) != (None, None):
         raise ConflictError("Nobody shuts out or demotes themselves: ask another superuser.", code="own_account")
-    async with services.database.transaction() as session:
-        changed = await users.set_flags(session, user_id, is_active=body.is_active, is_superuser=body.is_superuser)
-        if not changed.is_active:
-            await credentials.revoke_sessions(session, user_id)
-    return AdminUser.of(changed)
+    return AdminUser.of(await service.change_user(services, user_id, body))
+
+
+@router.post("/users/{user_id}/model-key", status_code=status.HTTP_202_ACCEPTED, responses=problems(404))
+async def rotate_model_key(_user: SuperUser, services: ServicesDep, user_id: UserId) -> Response:
+    """Replace a user's key at the LLM proxy. The old one is used no more from now on; calls wait for the new one."""
+    await service.rotate_model_key(services, user_id)
+    return Response(status_code=status.HTTP_202_ACCEPTED)
 
 
 @router.post("/sweep", responses=problems(503))

@@ -1,26 +1,32 @@
 """What operators see."""
 
 from datetime import datetime
+from decimal import Decimal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.fields import RequestBody
 from api.users.schemas import UserOut
 from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.projects import ProjectState
 
+_MOST_USD = 1_000_000
+
 
 class AdminUser(UserOut):
-    """A user; one who isn't active is refused everywhere."""
+    """A user; one who isn't active is refused everywhere. `monthly_budget_usd` null: the default."""
 
     is_active: bool
+    monthly_budget_usd: Decimal | None
 
 
 class AdminUserPatch(RequestBody):
-    """What to change; what isn't given stays."""
+    """What to change; what isn't given stays. `monthly_budget_usd`: null gives the default back."""
 
     is_active: bool | None = None
     is_superuser: bool | None = None
+    monthly_budget_usd: Annotated[Decimal, Field(ge=0, le=_MOST_USD)] | None = None
 
 
 class AdminProject(BaseModel):

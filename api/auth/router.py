@@ -3,7 +3,7 @@
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Body, Cookie, Depends, Request, Response, status
+from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, Request, Response, status
 from fastapi.security import OAuth2PasswordRequestForm
 
 from api.auth import service
@@ -13,6 +13,7 @@ from api.auth.schemas import Nothing, RefreshIn, Registration, TicketAnswer, Tok
 from api.auth.service import TICKET_LIFETIME_S, SessionTokens
 from api.auth.tokens import invalid_credentials
 from api.errors import problems
+from api.onboarding import begin_onboarding
 from api.services import ApiConfig, ServicesDep
 from api.users.schemas import UserOut
 from workflows.contracts.errors import DeniedError
@@ -45,9 +46,13 @@ RefreshTokenDep = Annotated[str | None, Depends(offered_refresh_token)]
 
 
 @router.post("/register", status_code=status.HTTP_201_CREATED, responses=problems({409: "email_taken"}))
-async def register(services: ServicesDep, tools: AuthToolsDep, body: Registration, response: Response) -> TokenAnswer:
+async def register(
+    services: ServicesDep, tools: AuthToolsDep, body: Registration, response: Response, later: BackgroundTasks
+) -> TokenAnswer:
     """Make an account and sign in."""
-    return _signed_in(services.config, response, await service.register(services, tools, body))
+    tokens = await service.register(services, tools, body)
+    later.add_task(begin_onboarding, services, tokens.user.id)
+    return _signed_in(services.config, response, tokens)
 
 
 @router.post("/login", responses=problems({401: "bad_credentials", 429: "too_many_requests"}))

@@ -14,7 +14,7 @@ def test_an_estimate_has_room_for_the_prompt_and_the_longest_answer() -> None:
 
 @pytest.mark.parametrize("info", [None, ModelInfo("m")])
 def test_an_unknown_price_counts_as_nothing(info: ModelInfo | None) -> None:
-    assert estimate(1000, 1000, info) == (0, 0)
+    assert estimate(1000, 1000, info) == (Decimal(0), Decimal(0))
     assert price(10, 10, info) == 0
 
 

@@ -20,7 +20,8 @@ class ReconcileReport(BaseModel):
 
     `provisions`, `deletions`: rows whose workflow wasn't there. `commands`: dev servers whose newest command no
     workflow serves. `orphans`: containers without a project. `strays`: containers that run though their row says
-    that they don't. `expired_rows`: how many rows of spent credentials and old answers went.
+    that they don't. `onboardings`: users (not projects) whose key at the LLM proxy isn't what their row says.
+    `expired_rows`: how many rows of spent credentials and old answers went.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,6 +31,7 @@ class ReconcileReport(BaseModel):
     commands: list[int] = []
     orphans: list[int] = []
     strays: list[int] = []
+    onboardings: list[int] = []
     expired_rows: int = 0
 
 

@@ -26,8 +26,10 @@ from workflows.contracts.names import (
     agent_task_id,
     delete_project_id,
     dev_server_id,
+    onboard_user_id,
     provision_project_id,
 )
+from workflows.contracts.onboarding import OnboardInput
 from workflows.contracts.projects import ProjectInput
 from workflows.contracts.reconcile import ReconcileInput, ReconcileReport
 
@@ -104,6 +106,22 @@ async def command_dev_server(client: Client, server: DevServerInput, command: De
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         search_attributes=project_attributes(server.ref),
         static_summary=f"Dev server of project {server.project_id}, user {server.user_id}",
+        rpc_timeout=RPC_TIMEOUT,
+    )
+
+
+async def start_onboard_user(client: Client, user: OnboardInput, *, changed: bool = False) -> None:
+    """Start `OnboardUser` unless it runs. `changed`: the user's row has; one that runs looks at it again."""
+    await client.start_workflow(
+        "OnboardUser",
+        user,
+        id=onboard_user_id(user.user_id),
+        task_queue=TASK_QUEUE,
+        start_signal="look" if changed else None,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        search_attributes=TypedSearchAttributes([SearchAttributePair(USER_ID, str(user.user_id))]),
+        static_summary=f"Key of user {user.user_id} at the proxy of language models",
         rpc_timeout=RPC_TIMEOUT,
     )
 
