@@ -5,23 +5,14 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from api.services import ApiConfig, Services
-from storage import dev_servers, operations, projects
+from storage import dev_server_commands
 from storage.operations import OperationRecord
 from storage.projects import ProjectRecord
 from workflows.contracts.dev_servers import DevServerAction, DevServerCommand, DevServerInput
-from workflows.contracts.errors import ConflictError, NotFoundError
 from workflows.contracts.names import ProjectRef
-from workflows.contracts.operations import OperationKind
-from workflows.contracts.projects import ProjectState
 from workflows.contracts.starts import command_dev_server
 
 log = structlog.get_logger("api.dev_servers")
-
-_KINDS = {
-    DevServerAction.START: OperationKind.START_DEV_SERVER,
-    DevServerAction.STOP: OperationKind.STOP_DEV_SERVER,
-    DevServerAction.RESTART: OperationKind.RESTART_DEV_SERVER,
-}
 
 
 async def command(services: Services, project: ProjectRecord, action: DevServerAction) -> OperationRecord:
@@ -32,29 +23,9 @@ async def command(services: Services, project: ProjectRecord, action: DevServerA
     """
     client = await services.temporal.require()
     async with services.database.transaction() as session:
-        locked = await projects.lock(session, project.id)
-        _check_commandable(locked)
-        accepted = await dev_servers.accept(session, project.id, action)
-        operation = await operations.create(
-            session,
-            user_id=project.user_id,
-            project_id=project.id,
-            kind=_KINDS[action],
-            generation=accepted.generation,
-        )
-    await _signal(client, services.config, project.ref, accepted)
-    return operation
-
-
-def _check_commandable(project: ProjectRecord | None) -> None:
-    if project is None:
-        raise NotFoundError
-    if project.state == ProjectState.DELETING:
-        raise ConflictError("The project is being deleted.", code="project_deleting")
-    if project.state == ProjectState.FAILED:
-        raise ConflictError(
-            f"The project could not be made: {project.state_reason} Delete it and make it anew.", code="project_failed"
-        )
+        accepted = await dev_server_commands.accept(session, project.id, action)
+    await _signal(client, services.config, project.ref, accepted.command)
+    return accepted.operation
 
 
 async def _signal(client: Client, config: ApiConfig, ref: ProjectRef, accepted: DevServerCommand) -> None:
