@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import cast
 from uuid import uuid4
 
 import httpx
@@ -8,13 +9,17 @@ import pytest
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from api import idempotency
+from api.temporal import TemporalGateway
 from storage import idempotency as stored
 from storage.engine import Database
-from storage.tables import ApiKey, IdempotencyKey, LoginFailure, User
+from storage.tables import ApiKey, IdempotencyKey, LoginFailure, Project, User
 from tests.api.stand import PASSWORD, Account, register
+from tests.storage.records import new_project
 from workflows.contracts.errors import ThrottledError, UnavailableError
 
 
@@ -355,3 +360,52 @@ async def test_it_works_before_a_login_too(client: httpx.AsyncClient, database: 
     async with database.reading() as session:
         row = (await session.execute(select(IdempotencyKey))).scalar_one()
     assert "studio_refresh" not in str(row.headers)
+
+
+class DeafTemporal(TemporalGateway):
+    """Is there when it is asked, and away when a workflow is to be started."""
+
+    async def require(self) -> Client:
+        return cast("Client", self)
+
+    async def start_workflow(self, *_: object, **__: object) -> None:
+        raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+
+
+class TestProjects:
+    @pytest.fixture
+    def temporal(self) -> TemporalGateway:
+        return DeafTemporal("127.0.0.1:1", "default")
+
+    async def make(self, client: httpx.AsyncClient, account: Account, path: str = "/api/projects") -> httpx.Response:
+        headers = {**account.headers, "Idempotency-Key": path}
+        return await client.post(path, json={"name": "one"}, headers=headers)
+
+    async def count(self, database: Database) -> int:
+        async with database.reading() as session:
+            return (await session.execute(select(func.count()).select_from(Project))).scalar_one()
+
+    async def test_an_attempt_that_died_has_made_its_project(
+        self, client: httpx.AsyncClient, account: Account, database: Database
+    ) -> None:
+        source = await new_project(database, account.user_id)
+        for number, path in enumerate(("/api/projects", f"/api/projects/{source}/fork"), 2):
+            first = await self.make(client, account, path)
+            await age_keys(database, timedelta(seconds=31), status=None, headers=None, body_encrypted=None)
+            again = await self.make(client, account, path)
+            assert (first.status_code, again.status_code) == (202, 202)
+            assert again.headers["location"] == first.headers["location"]
+            assert again.json()["id"] == first.json()["id"]
+            assert "idempotency-replayed" not in again.headers
+            assert await self.count(database) == number
+
+    async def test_a_project_that_was_deleted_meanwhile_is_not_made_again(
+        self, client: httpx.AsyncClient, account: Account, database: Database
+    ) -> None:
+        await self.make(client, account)
+        await age_keys(database, timedelta(seconds=31), status=None, headers=None, body_encrypted=None)
+        async with database.transaction() as session:
+            await session.execute(delete(Project))
+        again = await self.make(client, account)
+        assert (again.status_code, again.json()["code"]) == (409, "project_deleted")
+        assert await self.count(database) == 0
