@@ -99,9 +99,16 @@ def _complaint(place: Sequence[int | str], message: str) -> str:
 
 @cache
 def _parameters(tool: AnyTool) -> dict[str, Any]:
-    schema = tool.arguments.model_json_schema()
-    plain: dict[str, Any] = _inlined(schema, schema.get("$defs", {}))
+    schema = _undocumented(tool.arguments.model_json_schema())
+    plain: dict[str, Any] = _inlined(
+        schema, {name: _undocumented(model) for name, model in schema.get("$defs", {}).items()}
+    )
     return {"type": "object", "properties": {}, **plain, "additionalProperties": False}
+
+
+def _undocumented(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's schema without its docstring, which is written for us; the fields' descriptions stay."""
+    return {key: value for key, value in model.items() if key != "description"}
 
 
 def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- JSON
@@ -111,8 +118,8 @@ def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
-        target = definitions[node["$ref"].rpartition("/")[2]]
-        return _inlined({**target, **{key: value for key, value in node.items() if key != "$ref"}}, definitions)
+        target = {**definitions[node["$ref"].rpartition("/")[2]], **node}
+        return _inlined({key: value for key, value in target.items() if key != "$ref"}, definitions)
     plain = {
         key: _inlined(value, definitions)
         for key, value in node.items()
