@@ -8,8 +8,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import docs
 from api.admin import router as admin
+from api.agent import router as agent
 from api.auth import router as auth
 from api.auth.dependencies import AuthTools
+from api.chats import router as chats
 from api.consoles import router as consoles
 from api.dev_servers import router as dev_servers
 from api.environment import router as environment
@@ -43,6 +45,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     preview.router,
     files.router,
     events.router,
+    agent.router,
+    chats.router,
     consoles.router,
     environment.router,
     operations.router,

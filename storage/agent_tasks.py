@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log
+from storage.event_listener import OPERATIONS_CHANNEL
 from storage.tables import AgentTaskRow
 from workflows.contracts.agent_tasks import ACTIVE_STATES, FINAL_STATES, TaskState
 from workflows.contracts.events import EventType, NewEvent
@@ -108,6 +109,7 @@ async def set_state(
         row.ended_at = func.clock_timestamp()
     await session.flush()
     await event_log.append(session, [state_event(row)])
+    await session.execute(select(func.pg_notify(OPERATIONS_CHANNEL, str(row.id))))  # a task is an operation, too
 
 
 def state_event(row: AgentTaskRow) -> NewEvent:

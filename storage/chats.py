@@ -128,28 +128,28 @@ async def add_message(
     session.add(row)
     await session.flush()
     await session.refresh(row)
-    message = _message(row)
+    added = _message(row)
     event = NewEvent(
         project_id=numbered.project_id,
         type=EventType.MESSAGE_FINAL,
         task_id=None if task_id is None else str(task_id),
-        data=message_data(message),
+        data=message_data(added),
     )
     await event_log.append(session, [event])
-    return message
+    return added
 
 
-def message_data(message: MessageRecord) -> dict[str, Any]:
+def message_data(told: MessageRecord) -> dict[str, Any]:
     """A message as its event tells it."""
     return {
-        "id": str(message.id),
-        "chat_id": str(message.chat_id),
-        "seq": message.seq,
-        "role": message.role,
-        "content": message.content,
-        "task_id": None if message.task_id is None else str(message.task_id),
-        "step": message.step,
-        "created_at": message.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "id": str(told.id),
+        "chat_id": str(told.chat_id),
+        "seq": told.seq,
+        "role": told.role,
+        "content": told.content,
+        "task_id": None if told.task_id is None else str(told.task_id),
+        "step": told.step,
+        "created_at": told.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
     }
 
 
@@ -157,6 +157,12 @@ async def sent(session: AsyncSession, chat_id: UUID, client_message_id: str) -> 
     """The message that a client has sent under this id, or None."""
     query = select(Message).where(Message.chat_id == chat_id, Message.client_message_id == client_message_id)
     row = (await session.scalars(query)).one_or_none()
+    return None if row is None else _message(row)
+
+
+async def message(session: AsyncSession, message_id: UUID) -> MessageRecord | None:
+    """The message, whoever's it is, or None."""
+    row = await session.get(Message, message_id, populate_existing=True)
     return None if row is None else _message(row)
 
 

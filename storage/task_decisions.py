@@ -106,6 +106,14 @@ async def decide(
     return approval_record(approval)
 
 
+async def get(session: AsyncSession, task_id: UUID, approval_id: UUID) -> ApprovalRecord:
+    """The task's approval as it stands. Raises `NotFoundError`."""
+    row = await session.get(Approval, approval_id, populate_existing=True)
+    if row is None or row.task_id != task_id:
+        raise NotFoundError
+    return approval_record(row)
+
+
 async def raise_bounds(
     session: AsyncSession, task_id: UUID, *, budget_usd: Decimal | None = None, max_steps: int | None = None
 ) -> TaskRecord:

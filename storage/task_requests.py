@@ -149,6 +149,17 @@ async def request_cancel(session: AsyncSession, task_id: UUID, reason: CancelRea
     return record_of(row)
 
 
+async def current(session: AsyncSession, chat_id: UUID) -> UUID | None:
+    """The chat's task whose turn it is: the one under way, else the queued one that has waited longest, or None."""
+    query = (
+        select(AgentTaskRow.id)
+        .where(AgentTaskRow.chat_id == chat_id, AgentTaskRow.state.in_(_OPEN))
+        .order_by(AgentTaskRow.state == TaskState.QUEUED, AgentTaskRow.id)
+        .limit(1)
+    )
+    return (await session.scalars(query)).first()
+
+
 async def delete_chat(session: AsyncSession, chat: ChatRecord) -> list[UUID]:
     """Remove a chat with its messages and tasks, and return the tasks that hadn't ended.
 

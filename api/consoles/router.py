@@ -12,10 +12,11 @@ from fastapi.responses import StreamingResponse
 from activities.errors import ContainerMissingError, RuntimeFault
 from api.auth.access import may_still_see
 from api.auth.dependencies import CurrentUser, StreamUser
+from api.auth.origins import check_origin
 from api.consoles.commands import error_frame, frame, run_streamed, run_whole
 from api.consoles.schemas import ExecIn, ExecOut
 from api.consoles.service import EXECS, TERMINALS, require_running
-from api.consoles.terminals import Resize, check_origin, serve_terminal
+from api.consoles.terminals import Resize, serve_terminal
 from api.errors import problems
 from api.projects.dependencies import OwnedProject, StreamedProject
 from api.services import Services, ServicesDep

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field, ValidationError
@@ -15,12 +14,11 @@ from api.auth.access import until_refused
 from api.auth.dependencies import Principal
 from api.consoles.service import keeping_awake
 from api.errors import problem_of, refuse_websocket
-from api.services import ApiConfig, Services
+from api.racing import until_first
+from api.services import Services
 from storage.projects import ProjectRecord
 from workflows.contracts.dev_servers import LeaseKind
-from workflows.contracts.errors import DeniedError, NotFoundError, StudioError
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+from workflows.contracts.errors import NotFoundError, StudioError
 
 
 class Resize(BaseModel):
@@ -28,27 +26,6 @@ class Resize(BaseModel):
 
     cols: int = Field(ge=1, le=1000)
     rows: int = Field(ge=1, le=1000)
-
-
-def check_origin(websocket: WebSocket, config: ApiConfig) -> None:
-    """Refuse a page of another site. A program sends no `Origin`, and has nothing that another site could abuse.
-
-    Raises `DeniedError` `bad_origin`.
-    """
-    origin = websocket.headers.get("origin")
-    if origin is None:
-        return
-    allowed = {_origin(url) for url in (config.public_url, *config.cors_origins)}
-    if _origin(origin) not in allowed:
-        raise DeniedError("A page of this origin may not open terminals here.", code="bad_origin")
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None] | None:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
-    except ValueError:
-        return None
 
 
 async def serve_terminal(
@@ -81,30 +58,12 @@ async def serve_terminal(
 async def _carry(
     websocket: WebSocket, terminal: Terminal, gone: asyncio.Event, refusal: Coroutine[Any, Any, NoReturn]
 ) -> None:
-    """Both directions at once, until the shell ends. Nothing passes any more when this returns or raises.
+    """Both directions at once, until the shell ends.
 
     Raises `WebSocketDisconnect` when the client has left, what `refusal` raises, `NotFoundError` when the project is
     `gone`.
     """
-    shell, *others = [
-        asyncio.create_task(_from_shell(websocket, terminal), name="terminal output"),
-        asyncio.create_task(_from_client(websocket, terminal), name="terminal input"),
-        asyncio.create_task(_until_gone(gone), name="terminal's project"),
-        asyncio.create_task(refusal, name="terminal's access"),
-    ]
-    tasks = [shell, *others]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()  # looked at: the first one's is raised below
-    for task in tasks:
-        if task in done:
-            task.result()
+    await until_first(_from_shell(websocket, terminal), _from_client(websocket, terminal), _until_gone(gone), refusal)
 
 
 async def _until_gone(gone: asyncio.Event) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from uuid import UUID
 
 from api.services import Services
-from storage import operations
+from storage import operations, task_operations
 from storage.operations import CHANNEL, OperationRecord
+from workflows.contracts.agent_tasks import TaskState
 from workflows.contracts.errors import NotFoundError
 from workflows.contracts.operations import OperationState
 
@@ -15,9 +16,11 @@ _POLL_S = 2.0
 
 
 async def find(services: Services, operation_id: UUID, user_id: int) -> OperationRecord:
-    """The user's operation. Raises `NotFoundError` for a missing one and for somebody else's alike."""
+    """The user's operation, or task by its id. Raises `NotFoundError` for a missing one and somebody else's alike."""
     async with services.database.transaction() as session:
         operation = await operations.get(session, operation_id, user_id=user_id)
+        if operation is None:
+            operation = await task_operations.get(session, operation_id, user_id=user_id)
     if operation is None:
         raise NotFoundError
     return operation
@@ -26,6 +29,16 @@ async def find(services: Services, operation_id: UUID, user_id: int) -> Operatio
 async def until_ended(services: Services, operation: OperationRecord, seconds: float) -> OperationRecord:
     """The operation once it has ended, or as it is after `seconds`."""
     return await _until(services, operation, seconds, lambda now: now.state != OperationState.RUNNING)
+
+
+async def until_settled(services: Services, task: OperationRecord, seconds: float) -> OperationRecord:
+    """A task once it has ended or waits for its owner, or as it is after `seconds`."""
+    return await _until(
+        services,
+        task,
+        seconds,
+        lambda now: now.state != OperationState.RUNNING or now.stage == TaskState.AWAITING_APPROVAL,
+    )
 
 
 async def until_changed(services: Services, operation: OperationRecord, seconds: float) -> OperationRecord:

@@ -40,6 +40,12 @@ async def streamed_project(project_id: ProjectId, user: StreamUser, services: Se
     return await _find(services, project_id, user)
 
 
+async def require_owned(services: Services, project_id: int | None, user: Principal) -> None:
+    """For lists that name a project: raises as `owned_project` does. None: no project was named."""
+    if project_id is not None:
+        await _find(services, project_id, user)
+
+
 async def _find(services: Services, project_id: int, user: Principal) -> ProjectRecord:
     async with services.database.reading() as session:
         project = await projects.get(session, project_id)

@@ -1,0 +1,1 @@
+"""Agent tasks: begin, watch, steer, decide, cancel, retry."""

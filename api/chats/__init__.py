@@ -1,0 +1,1 @@
+"""Chats: sessions, messages, and a WebSocket that speaks both ways."""
