@@ -4,6 +4,7 @@ run/       `{part}.pid` of each running part, `lock` held by the supervisor
 logs/      `{part}.log`, one old one beside each
 postgres/  the cluster        temporal.db  Temporal's state
 projects/  files of projects  secret-key   made once, 0600
+model-port.json  where the scripted model listens
 """
 
 import fcntl
