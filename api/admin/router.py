@@ -5,13 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response, status
 
 from api.admin import service
-from api.admin.schemas import AdminDevServer, AdminProject, AdminUser, AdminUserPatch
+from api.admin.schemas import AdminDevServer, AdminProject, AdminTask, AdminUser, AdminUserPatch
 from api.auth.dependencies import SuperUser
 from api.errors import problems
 from api.pagination import Page, PageQuery, PageRequest
 from api.services import Services, ServicesDep
-from storage import overview, users
+from storage import overview, task_views, users
 from storage.overview import ProjectOverview
+from storage.task_views import TaskFilter
+from workflows.contracts.agent_tasks import TaskState
 from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.errors import ConflictError
 from workflows.contracts.reconcile import ReconcileInput, ReconcileReport
@@ -82,6 +84,22 @@ async def list_dev_servers(
     records = await _overview(services, page, user_id=user_id, state=state)
     shown = [AdminDevServer.model_validate(record) for record in records[: page.limit]]
     return page.answer(shown, more=len(records) > page.limit, last_id=lambda server: server.project_id)
+
+
+@router.get("/tasks")
+async def list_all_tasks(
+    _user: SuperUser,
+    services: ServicesDep,
+    page: PageQuery,
+    user_id: UserFilter = None,
+    state: TaskState | None = None,
+) -> Page[AdminTask]:
+    """All tasks, newest first, without what was said in them."""
+    before, limit = page.after_uuid(), page.limit + 1
+    async with services.database.reading() as session:
+        records = await task_views.records(session, TaskFilter(user_id, state=state), before=before, limit=limit)
+    shown = [AdminTask.model_validate(record) for record in records[: page.limit]]
+    return page.answer(shown, more=len(records) > page.limit, last_id=lambda task: task.id)
 
 
 async def _overview(

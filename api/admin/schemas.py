@@ -3,11 +3,14 @@
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.agent.schemas import Usd
 from api.fields import RequestBody
 from api.users.schemas import UserOut
+from workflows.contracts.agent_tasks import TaskMode, TaskState
 from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.projects import ProjectState
 
@@ -55,3 +58,25 @@ class AdminDevServer(BaseModel):
     last_activity_at: datetime | None
     generation: int
     observed_generation: int
+
+
+class AdminTask(BaseModel):
+    """A task of any user. `cost_usd`: so far; `cancel_requested_at` long before `ended_at`: its worker may be gone."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    user_id: int
+    project_id: int
+    chat_id: UUID
+    mode: TaskMode
+    model: str
+    state: TaskState
+    state_reason: str | None
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Usd
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None

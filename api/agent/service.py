@@ -12,6 +12,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.errors import ModelFault
+from activities.tools.registry import all_tools
 from api.agent.schemas import DecisionIn, SteeringIn, TaskIn, TaskOut, TaskPatch
 from api.services import Services
 from storage import chats, idempotency, task_decisions, task_requests, task_views
@@ -27,6 +28,7 @@ from workflows.contracts.starts import cancel_agent_task, nudge_agent_task, star
 log = structlog.get_logger("api.agent")
 
 _MODELS_TIMEOUT_S: Final = 3.0
+_TOOLS: Final = frozenset(all_tools())
 
 
 async def create(services: Services, user_id: int, body: TaskIn, claim: Claim | None) -> Begun:
@@ -157,7 +159,11 @@ async def wanted_model(services: Services, name: str | None) -> str:
 
 
 def _known_tools(names: list[str] | None) -> list[str] | None:
-    return names
+    unknown = [name for name in names or [] if name not in _TOOLS]
+    if unknown:
+        detail = f"There is no tool {unknown[0]!r}; there are {', '.join(sorted(_TOOLS))}."
+        raise InvalidError(detail, code="unknown_tool")
+    return None if names is None else list(dict.fromkeys(names))
 
 
 def _workflow_input(task: TaskRecord) -> AgentTaskInput:
