@@ -36,7 +36,7 @@ _BUDGET = re.compile(r"budget_exceeded|Budget has been exceeded|ExceededBudget",
 _UNKNOWN_MODEL = re.compile(r"Invalid model name passed|model_not_found|does not exist", re.IGNORECASE)
 
 _SECRETS = re.compile(r"\bsk-[\w.\-*…]+|\b[0-9a-f]{32,}\b|(?i:bearer\s+)\S+")
-_WRAPPING = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception): *)+")
+_WRAPPING = re.compile(r"^(?:(?:litellm\.)?\w+(?:Error|Exception|Timeout)(?::| -) *)+")
 _WORD = re.compile(r"[\w.\-]{1,64}")
 _DETAIL_LIMIT = 300
 _WINDOW = 16
@@ -93,6 +93,8 @@ def to_fault(error: ServerError, *, model: str, private: Iterable[str] = ()) -> 
     kind = _kind(error)
     if kind is ModelThrottledError:
         return kind(f"The model {model} is asked too often at the moment.", retry_after=error.retry_after)
+    if kind is ModelKeyRefusedError and error.message.startswith("litellm."):
+        return kind(f"The provider of the model {model} refuses the proxy's own key; its operator must see to it.")
     if kind in _SENTENCES:
         return kind(_SENTENCES[kind].format(model=model))
     detail = _detail(error, private)

@@ -31,8 +31,9 @@ class LiteLLMKeys:
         """Make the user's key and return it; one that is there under the alias is replaced, spend and all.
 
         Safe after a call that died when the proxy had made the key already: nobody knows that one, and it goes.
+        Two calls at once may leave two keys under the alias; the next `create` or `revoke` removes both.
         """
-        wanted = {"key_alias": self._alias(user_id), "models": [], **_budget(budget_usd)}
+        wanted = {"key_alias": self._alias(user_id), "key_type": "llm_api", "models": [], **_budget(budget_usd)}
         error = ServerError(None)
         for _ in range(_ATTEMPTS):
             await self.revoke(user_id)

@@ -47,6 +47,7 @@ class OpenAICompatibleModel:
         self._client = make_client(server.base_url.rstrip("/"), self._patience)
         host = urlsplit(server.base_url).hostname or ""
         self._bound_name = "max_completion_tokens" if host.endswith(_COMPLETION_TOKENS_HOSTS) else "max_tokens"
+        self._offered_first = ""
         self._known: list[ModelInfo] = []
         self._known_until = 0.0
         self._asking = asyncio.Lock()
@@ -54,7 +55,7 @@ class OpenAICompatibleModel:
     @property
     def default_model(self) -> str:
         """The configured one, else the first that the server offers; empty as long as it has never answered."""
-        return self._server.default_model or (self._known[0].id if self._known else "")
+        return self._server.default_model or self._offered_first
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelText | ModelEnd, None]:
         """Ask, and yield the answer as it comes; see the port."""
@@ -84,6 +85,7 @@ class OpenAICompatibleModel:
         async with self._asking:
             if time.monotonic() >= self._known_until:
                 listed = await self._list()
+                self._offered_first = listed[0].id if listed else ""
                 told = await self._told_by_litellm() if self._server.is_litellm else {}
                 self._known = sorted((told.get(info.id, info) for info in listed), key=lambda info: info.id)
                 self._known_until = time.monotonic() + _REMEMBERED_S
