@@ -35,17 +35,19 @@ class Project:
     def read_file(self, path: str) -> str:
         if path not in self.files:
             return f"Error: there is no file `{path}`."
-        return "\n".join(f"{number:6}\t{line}" for number, line in enumerate(self.files[path].splitlines(), 1))
+        lines = self.files[path].splitlines()
+        head = f"[{path}: lines 1 to {len(lines)} of {len(lines)}]\n"
+        return head + "\n".join(f"{number:6}\t{line}" for number, line in enumerate(lines, 1))
 
     def edit_file(self, path: str, edits: list[dict[str, str]]) -> str:
         for edit in edits:
             assert self.files[path].count(edit["search"]) == 1
             self.files[path] = self.files[path].replace(edit["search"], edit["replace"])
-        return f"Edited {path}."
+        return f"Edited {path}:\n-<h1>not found</h1>"
 
     def run_command(self, command: str, timeout_s: int) -> str:
         self.commands.append(command)
-        return "✓ built in 321ms\n(exit code 0)"
+        return "exit code 0\n✓ built in 321ms"
 
     @property
     def heading(self) -> str:
@@ -61,7 +63,7 @@ class ProjectOfAHumanToo(Project):
     def edit_file(self, path: str, edits: list[dict[str, str]]) -> str:
         if "Mine" not in self.files[path]:
             self.files[path] = self.files[path].replace("Your app is live", "Mine")
-            return f"Error: `{path}` has changed since you read it. Read it again."
+            return f"{path!r} has changed since you read it; nothing was written. Read it again."
         return super().edit_file(path, edits)
 
 
@@ -76,7 +78,7 @@ class ProjectOfRefusals(Project):
     """An edit never fits."""
 
     def edit_file(self, path: str, edits: list[dict[str, str]]) -> str:
-        return "edits[0]: `search` was not found in the file."
+        return "Edit 1 of 1 can't be done, nothing was written: its search text is not in the file."
 
 
 def ask(messages: list[dict[str, Any]], tools: tuple[str, ...]) -> Answer:
@@ -120,7 +122,8 @@ def test_reads_edits_builds_and_sums_up() -> None:
         assert "scripted" in said
         assert "OPENAI_API_BASE" in said
         assert "LITELLM_API_BASE" in said
-    assert "exit code 0" in answers[-1].text
+    assert "`npm run build`: exit code 0." in answers[-1].text
+    assert "built in 321ms" in answers[-1].text
 
 
 def test_a_second_task_changes_the_page_again() -> None:
@@ -148,7 +151,7 @@ def test_takes_a_no_for_an_answer() -> None:
 def test_tries_an_edit_twice_at_most() -> None:
     answers = play(ProjectOfRefusals({"src/App.jsx": PAGE}), task())
     assert names(answers) == ["read_file", "edit_file", "read_file", "edit_file"]
-    assert "was not found" in answers[-1].text
+    assert "is not in the file" in answers[-1].text
 
 
 def test_plans_where_it_may_only_look_and_does_what_was_allowed() -> None:

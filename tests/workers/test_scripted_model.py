@@ -195,6 +195,7 @@ def test_a_script_that_is_quoted_in_pieces_is_none(server: Server) -> None:
     body = {"model": "scripted", "messages": [quoted]}
     assert text_of(server.ask(body)) == "A summary of what was said."
     assert server.ask(body | {"tools": TOOLS}).status_code == 400
+    assert text_of(server.ask(asking({"steps": [{"text": "a"}, {"text": "b"}]}, quoted, *answered(1)))) == "b"
 
 
 def test_tells_what_it_was_asked(server: Server) -> None:

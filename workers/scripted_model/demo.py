@@ -29,12 +29,9 @@ _TOPIC_CHARS = 120
 _SHOWN_CHARS = 300
 _NUMBERED_LINE = re.compile(r"^ *\d+\t(.*)$", re.MULTILINE)
 _HEADING = re.compile(r"(<h1[^>]*>)([^<>{}]+)</h1>")
+_EDITED = "Edited "
 _DENIED = "Not done."
-_FAILED = re.compile(
-    r"\A\W*(not done|error|failed|denied)\b|nothing was (changed|done|written)|not found|no such|"
-    r"(doesn't|does not|didn't) match|(has|was) changed|changed since",
-    re.IGNORECASE,
-)
+"""How the agent's tools begin their answers: an edit that was made, a call that its owner didn't allow."""
 _CONNECT = (
     "To connect a real one, put OPENAI_API_BASE, OPENAI_API_KEY and OPENAI_MODEL into `.env` "
     "(or LITELLM_API_BASE and LITELLM_MASTER_KEY for a LiteLLM proxy) and start the stack again."
@@ -154,7 +151,8 @@ def _after_read(done: list[_Done], tools: set[str]) -> _Say:
 
 def _after_plan(done: list[_Done], tools: set[str]) -> _Say:
     reads = [each for each in done if each.name == "read_file"]
-    if _has_failed(done[-1]) or "edit_file" not in tools or not reads:
+    allowed = not done[-1].result.startswith(_DENIED)
+    if not allowed or "edit_file" not in tools or not reads:
         return _end(f"My plan wasn't allowed, so I change nothing: {_shown(done[-1].result)}")
     return _after_read(reads, tools)
 
@@ -167,7 +165,7 @@ def _new_heading(old: str) -> str:
 
 def _after_edit(done: list[_Done], tools: set[str]) -> _Say:
     edit = done[-1]
-    if _has_failed(edit):
+    if not edit.result.startswith(_EDITED):
         tries = sum(each.name == "edit_file" for each in done)
         if tries < _EDITS and "read_file" in tools and not edit.result.startswith(_DENIED):
             return _read(edit.path, "That edit wasn't taken. I read the file again, it may have changed.")
@@ -178,16 +176,13 @@ def _after_edit(done: list[_Done], tools: set[str]) -> _Say:
     return _Say(f"Done. I check it with `{command}`.", "run_command", {"command": command, "timeout_s": 120})
 
 
-def _after_run(done: list[_Done], _: set[str]) -> _Say:
+def _after_run(done: list[_Done], _tools: set[str]) -> _Say:
     edit = next((each for each in reversed(done) if each.name == "edit_file"), None)
     changed = f"I changed the heading in `{edit.path}`: the preview shows it already. " if edit else ""
     run = done[-1]
-    command = run.arguments.get("command", "")
-    return _end(f"{changed}`{command}` says: {_shown(run.result)}")
-
-
-def _has_failed(done: _Done) -> bool:
-    return not done.result.strip() or bool(_FAILED.search(done.result))
+    how, _, output = run.result.strip().partition("\n")
+    end = f"\n\n```\n{_shown(output)}\n```" if output.strip() else ""
+    return _end(f"{changed}`{run.arguments.get('command', '')}`: {how or 'nothing came back'}.{end}")
 
 
 def _shown(result: str) -> str:

@@ -60,13 +60,25 @@ def answer_scripted(request: ChatRequest, counters: Counters) -> Answer | Refusa
 
 
 def _find(request: ChatRequest) -> tuple[int, Script, str] | None:
-    """Index of the newest user message with a script, the script, and what it is counted under."""
+    """Index of the newest user message with a script, the script, and what it is counted under.
+
+    One that isn't JSON counts only when there is no other: summaries quote scripts in pieces.
+    """
+    broken: ScriptError | None = None
     for index in range(len(request.messages) - 1, -1, -1):
         message = request.messages[index]
         blocks = _BLOCK.findall(message.text) if message.role == "user" else []
         if blocks:
-            script = _parse(blocks[-1])
+            try:
+                script = _parse(blocks[-1])
+            except ScriptError as error:
+                if not error.is_cut:
+                    raise
+                broken = broken or error
+                continue
             return index, script, script.key or hashlib.sha256(blocks[-1].encode()).hexdigest()[:16]
+    if broken is not None:
+        raise broken
     return None
 
 
