@@ -30,6 +30,7 @@ from api.middleware import (
     RequestScope,
     TrailingSlash,
 )
+from api.models import router as models
 from api.openapi import install_openapi
 from api.operations import router as operations
 from api.preview import router as preview
@@ -37,6 +38,7 @@ from api.preview.gate import PreviewGate
 from api.projects import router as projects
 from api.services import ApiConfig, Services
 from api.templates import router as templates
+from api.usage import router as usage
 from api.users import router as users
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -53,6 +55,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     auth.router,
     users.router,
     templates.router,
+    models.router,
+    usage.router,
     health.router,
     admin.router,
     docs.router,

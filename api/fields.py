@@ -1,8 +1,9 @@
 """Kinds of fields that several bodies share."""
 
+from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, StringConstraints
 
 
 def _without_nul(value: str) -> str:
@@ -16,6 +17,9 @@ StorableText = Annotated[str, AfterValidator(_without_nul)]
 
 Label = Annotated[StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 """The name of a person or a thing."""
+
+Usd = Annotated[Decimal, PlainSerializer(float, return_type=float)]
+"""An amount of money in an answer: a number, as other services tell costs."""
 
 
 class RequestBody(BaseModel):

@@ -69,6 +69,14 @@ class DayUsage:
 
 
 @dataclass(frozen=True)
+class Month:
+    """What a user's calls of this month (UTC) have cost. `budget` None: unbounded."""
+
+    spent: Decimal
+    budget: Decimal | None
+
+
+@dataclass(frozen=True)
 class _Account:
     """A budget with what is spent of it, and what others have reserved in how many calls."""
 
@@ -210,6 +218,13 @@ async def usage_by_day(
     return [DayUsage(**row) for row in (await session.execute(query)).mappings()]
 
 
+async def month_of(session: AsyncSession, user_id: int, *, default_monthly_usd: Decimal | None) -> Month:
+    """How the user's month stands; `default_monthly_usd` as for `reserve`."""
+    own = await session.scalar(select(User.monthly_budget_usd).where(User.id == user_id))
+    spent = await session.scalar(_spent_this_month(user_id))
+    return Month(spent=Decimal(spent or 0), budget=default_monthly_usd if own is None else own)
+
+
 async def _lock_user(session: AsyncSession, user_id: int) -> Decimal | None:
     """Have the user's calls take turns; the monthly budget of their own. Raises `NotFoundError`."""
     query = select(User.monthly_budget_usd).where(User.id == user_id).with_for_update(key_share=True)
@@ -234,13 +249,16 @@ async def _task_account(session: AsyncSession, task_id: UUID) -> _Account | None
 
 
 async def _user_account(session: AsyncSession, user_id: int, budget: Decimal) -> _Account:
-    month = func.date_trunc("month", func.now(), "UTC")
-    spent = select(func.coalesce(func.sum(ModelCall.cost_usd), 0)).where(
-        ModelCall.user_id == user_id, ModelCall.at >= month
-    )
+    spent = _spent_this_month(user_id).scalar_subquery()
     open_usd, open_calls = _open(ModelCall.user_id == user_id)
-    row = (await session.execute(select(spent.scalar_subquery(), open_usd, open_calls))).one()
+    row = (await session.execute(select(spent, open_usd, open_calls))).one()
     return _Account(budget, *row)
+
+
+def _spent_this_month(user_id: int) -> Select[Decimal]:
+    month = func.date_trunc("month", func.now(), "UTC")
+    total = func.coalesce(func.sum(ModelCall.cost_usd), 0)
+    return select(total).where(ModelCall.user_id == user_id, ModelCall.at >= month)
 
 
 def _open(whose: ColumnElement[bool]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

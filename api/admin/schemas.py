@@ -7,8 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.agent.schemas import Usd
-from api.fields import RequestBody
+from api.fields import RequestBody, Usd
 from api.users.schemas import UserOut
 from workflows.contracts.agent_tasks import TaskMode, TaskState
 from workflows.contracts.dev_servers import DevServerState
@@ -21,7 +20,7 @@ class AdminUser(UserOut):
     """A user; one who isn't active is refused everywhere. `monthly_budget_usd` null: the default."""
 
     is_active: bool
-    monthly_budget_usd: Decimal | None
+    monthly_budget_usd: Usd | None
 
 
 class AdminUserPatch(RequestBody):

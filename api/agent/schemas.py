@@ -5,9 +5,9 @@ from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from api.fields import RequestBody, StorableText
+from api.fields import RequestBody, StorableText, Usd
 from storage.task_views import StepView, TaskView
 from workflows.contracts.agent_tasks import (
     ApprovalKind,
@@ -40,7 +40,6 @@ ModelName = Annotated[StorableText, StringConstraints(min_length=1, max_length=2
 ToolName = Annotated[StorableText, StringConstraints(min_length=1, max_length=100)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Budget = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=10, description="USD.")]
-Usd = Annotated[Decimal, PlainSerializer(float, return_type=float)]
 
 
 class TaskIn(RequestBody):

@@ -1,0 +1,1 @@
+"""What the caller's model calls came to."""
