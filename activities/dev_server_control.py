@@ -59,18 +59,22 @@ class ProjectDevServer(DevServerControl):
 
     async def start(self) -> DevServerView:
         """See `DevServerControl`. One that is starting is waited for; no second start is asked for."""
+        generation = await self.wake()
+        return await self.view() if generation is None else await self._settled(generation)
+
+    async def wake(self) -> int | None:
+        """Ask for a start unless it runs or starts already, and don't wait for it. The start's generation; None: it
+        runs.
+        """
         async with self._database.transaction() as session:
             server = await self._locked(session)
             if server.state == DevServerState.RUNNING:
-                return _view(server)
+                return None
             if server.state == DevServerState.STARTING:
-                command, generation = None, server.generation
-            else:
-                accepted = await dev_server_commands.accept(session, self._ref.project_id, DevServerAction.START)
-                command, generation = accepted.command, accepted.command.generation
-        if command is not None:
-            await self._signal(command)
-        return await self._settled(generation)
+                return server.generation
+            accepted = await dev_server_commands.accept(session, self._ref.project_id, DevServerAction.START)
+        await self._signal(accepted.command)
+        return accepted.command.generation
 
     async def restart(self, notes: CallNotes) -> DevServerView:
         """See `DevServerControl`.

@@ -15,10 +15,10 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.files import git_source
 from activities.ports import FileStore, Runtime
 from activities.working import working
-from storage import operations, projects
+from storage import operations, projects, task_recovery
 from storage.engine import Database
 from storage.projects import ProjectRecord
-from workflows.contracts.names import ProjectRef, dev_server_id, provision_project_id
+from workflows.contracts.names import ProjectRef, agent_task_id, dev_server_id, provision_project_id
 from workflows.contracts.projects import (
     ProjectActivities,
     ProjectInput,
@@ -26,6 +26,7 @@ from workflows.contracts.projects import (
     ProvisionFailure,
     ProvisionStage,
 )
+from workflows.contracts.starts import cancel_agent_task
 
 log = structlog.get_logger()
 
@@ -125,8 +126,17 @@ class Projects(ProjectActivities):
     @activity.defn(name="await_workflows_closed")
     async def await_workflows_closed(self, project: ProjectInput) -> None:
         """See `ProjectActivities`. One that doesn't end in time is terminated: it must not outlive its project."""
+        async with self._database.transaction() as session:
+            await task_recovery.cancel_all(session, project.project_id)
+            tasks = await task_recovery.unended_of(session, project.project_id)
         async with working():
-            for workflow_id in (provision_project_id(project.project_id), dev_server_id(project.project_id)):
+            for task in tasks:
+                await cancel_agent_task(self._client, str(task.id))
+            for workflow_id in (
+                *(agent_task_id(str(task.id)) for task in tasks),
+                provision_project_id(project.project_id),
+                dev_server_id(project.project_id),
+            ):
                 try:
                     async with asyncio.timeout(_GRACE_S):
                         await self._until_closed(workflow_id)

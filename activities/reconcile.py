@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Final
 
 import structlog
@@ -9,6 +10,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.agent.recovery import TaskRecovery
 from activities.ports import ContainerState, ContainerStatus, Runtime
 from activities.working import working
 from storage import dev_servers, expiry, model_keys, operations, projects
@@ -44,7 +46,8 @@ _DOWN: Final = {DevServerState.STOPPED, DevServerState.FAILED}
 class Reconciliation(ReconcileActivities):
     """Reconcile activities over the database, the runtime and Temporal itself.
 
-    `key_secrets`: what encrypts users' keys at the LLM proxy; None where there is no proxy.
+    `key_secrets`: what encrypts users' keys at the LLM proxy; None where there is no proxy. `monthly_usd`: what models
+    may cost a user in a month who has no budget of their own.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Reconciliation(ReconcileActivities):
         start_timeout_s: float,
         idle_grace_s: float,
         key_secrets: SecretBox | None = None,
+        monthly_usd: Decimal | None = None,
     ) -> None:
         self._database = database
         self._runtime = runtime
@@ -63,6 +67,7 @@ class Reconciliation(ReconcileActivities):
         self._start_timeout_s = start_timeout_s
         self._idle_grace_s = idle_grace_s
         self._key_secrets = key_secrets
+        self._tasks = TaskRecovery(database, client, monthly_usd=monthly_usd)
 
     # --- rows whose workflow isn't there ---
 
@@ -87,6 +92,7 @@ class Reconciliation(ReconcileActivities):
                 ),
                 commands=await self._resend_commands(request),
                 onboardings=await self._onboard(request),
+                tasks=await self._tasks.mend(request),
             )
 
     async def _restart(

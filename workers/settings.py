@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     model_max_output_tokens: int = Field(8192, ge=1)
     user_monthly_budget_usd: Decimal | None = Field(None, ge=0)
 
+    approval_timeout_s: int = Field(7 * 24 * 3600, ge=1)
+
     # Dev servers.
     devserver_image: str = "studio-devserver:latest"
     docker_host: str = "unix:///var/run/docker.sock"

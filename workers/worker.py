@@ -27,14 +27,17 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.agent_tasks import AgentTasks
 from activities.dev_servers import DevServers, DevServerSettings
 from activities.onboarding import Onboarding
 from activities.projects import Projects
 from activities.reconcile import Reconciliation
 from api.log import configure_logging
+from workers.agent_tasks import open_agent_tasks
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import template_folders
 from workers.wiring import Foundation, dev_server_limits, open_foundation
+from workflows.agent_task import AgentTask
 from workflows.contracts.names import RECONCILE_ID, TASK_QUEUE
 from workflows.contracts.reconcile import ReconcileInput
 from workflows.delete_project import DeleteProject
@@ -46,7 +49,7 @@ from workflows.reconcile import Reconcile
 
 log = structlog.get_logger("worker")
 
-WORKFLOWS = (ProvisionProject, DevServer, DeleteProject, OnboardUser, Reconcile)
+WORKFLOWS = (ProvisionProject, DevServer, AgentTask, DeleteProject, OnboardUser, Reconcile)
 
 _RECONCILE_LIMIT = timedelta(minutes=10)
 """A pass that hangs makes way for the next one."""
@@ -66,7 +69,10 @@ async def run(settings: ServiceSettings, stop: asyncio.Event) -> None:
         client = await connect(settings, stop)
         if client is None:
             return
-        async with make_worker(client, foundation, settings):
+        async with (
+            open_agent_tasks(client, foundation, settings) as agent_tasks,
+            make_worker(client, foundation, settings, agent_tasks),
+        ):
             await schedule_reconcile(client, every_s=settings.reconcile_interval_s, grace_s=settings.reconcile_grace_s)
             _tell_ready(settings.ready_file)
             log.info("worker.ready", task_queue=TASK_QUEUE, runtime=foundation.runtime.name)
@@ -94,7 +100,7 @@ async def connect(settings: ServiceSettings, stop: asyncio.Event) -> Client | No
     return None
 
 
-def make_worker(client: Client, foundation: Foundation, settings: ServiceSettings) -> Worker:
+def make_worker(client: Client, foundation: Foundation, settings: ServiceSettings, agent_tasks: AgentTasks) -> Worker:
     """The worker with every workflow and every activity, each given what it needs."""
     database, files, runtime = foundation.database, foundation.files, foundation.runtime
     projects = Projects(database, files, runtime, client, template_folders())
@@ -112,6 +118,7 @@ def make_worker(client: Client, foundation: Foundation, settings: ServiceSetting
         start_timeout_s=settings.start_timeout_s,
         idle_grace_s=settings.idle_grace_s,
         key_secrets=foundation.secrets if foundation.model_keys else None,
+        monthly_usd=settings.user_monthly_budget_usd,
     )
     onboarding = Onboarding(
         database, foundation.model_keys, foundation.secrets, default_budget_usd=settings.user_monthly_budget_usd
@@ -123,6 +130,7 @@ def make_worker(client: Client, foundation: Foundation, settings: ServiceSetting
         activities=[
             *activities_of(projects),
             *activities_of(servers),
+            *activities_of(agent_tasks),
             *activities_of(onboarding),
             *activities_of(reconciliation),
         ],

@@ -11,7 +11,7 @@ from temporalio.service import RPCError
 from api.dev_servers.schemas import present_dev_server
 from api.projects.schemas import DEFAULT_TEMPLATE, ProjectIn, ProjectOut
 from api.services import ApiConfig, Services
-from storage import idempotency, operations, project_views, projects
+from storage import idempotency, operations, project_views, projects, task_recovery
 from storage.credentials import Viewer
 from storage.idempotency import Claim
 from storage.operations import OperationRecord
@@ -105,6 +105,7 @@ async def delete(services: Services, project: ProjectRecord) -> OperationRecord:
             session, user_id=project.user_id, project_id=project.id, kind=OperationKind.DELETE_PROJECT
         )
         await operations.abandon(session, project.id, but=operation.id)
+        await task_recovery.cancel_all(session, project.id)
     await _start(start_delete_project(client, _workflow_input(project, operation)))
     return operation
 

@@ -70,7 +70,7 @@ class ProjectActivities(Protocol):
 
     @activity.defn(name="await_workflows_closed")
     async def await_workflows_closed(self, project: ProjectInput) -> None:
-        """Return when neither `ProvisionProject` nor `DevServer` of the project runs; heartbeats while it waits."""
+        """Have the project's tasks end; return when neither they nor its other workflows run any more."""
 
     @activity.defn(name="remove_project_container")
     async def remove_project_container(self, project: ProjectInput) -> None:

@@ -1,0 +1,158 @@
+"""One tool call of a task: claimed, run, and its answer stored before it is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from activities.agent.notes import DatabaseCallNotes, LoggedOutput
+from activities.errors import RuntimeFault
+from activities.ports import FileStore, Runtime
+from activities.tools import registry
+from activities.tools.tool import DevServerControl, PreviewAccess, ToolContext, ToolFailure, ToolResult
+from storage import agent_tasks, event_fences, event_log, leases, projects, task_steps
+from storage.engine import Database
+from storage.event_batcher import EventBatcher
+from storage.event_fences import FencedOffError
+from storage.task_steps import CallRecord
+from workflows.contracts.agent_tasks import CallState, ToolCallInput
+from workflows.contracts.dev_servers import LeaseKind
+from workflows.contracts.errors import StudioError
+from workflows.contracts.events import EventFence, EventType, NewEvent
+from workflows.contracts.names import ProjectRef
+
+log = structlog.get_logger()
+
+COMMAND_TOOL: Final = "run_command"
+_OUR_FAULT: Final = "The tool failed through a fault of the service, not of yours. Try another way."
+_LOST: Final = "The tool could not be run to its end. Look whether it had effects before you call it again."
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What tools work with. `dev_server`, `preview`: of one project."""
+
+    files: FileStore
+    runtime: Runtime
+    dev_server: Callable[[ProjectRef], DevServerControl]
+    preview: Callable[[ProjectRef], PreviewAccess]
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    call: CallRecord
+    fence: EventFence
+
+
+class ToolRuns:
+    """Runs the tool calls of all tasks of a worker."""
+
+    def __init__(self, database: Database, batcher: EventBatcher, workshop: Workshop, *, lease_s: float) -> None:
+        self._database = database
+        self._batcher = batcher
+        self._workshop = workshop
+        self._lease_s = lease_s
+
+    async def run(self, request: ToolCallInput) -> None:
+        """Run it unless it has its answer, or its task has been cancelled. Raises what may pass by itself."""
+        claimed = await self._claim(request)
+        if claimed is None:
+            return
+        result = await self._do(request, claimed)
+        await self._store(request, claimed, result)
+
+    async def fail(self, request: ToolCallInput) -> None:
+        """Store that it could not be run."""
+        claimed = await self._claim(request)
+        if claimed is not None:
+            await self._store(request, claimed, ToolResult(_LOST, failed=True))
+
+    async def stop(self, ref: ProjectRef, task_id: UUID) -> None:
+        """Kill what the task's commands have left running."""
+        async with self._database.transaction() as session:
+            commands = await task_steps.commands(session, task_id, COMMAND_TOOL)
+        for command in commands:
+            try:
+                await self._workshop.runtime.kill_command(ref, command.id)
+            except RuntimeFault as fault:
+                if fault.retryable:
+                    raise
+                return  # there is no container any more, and so no process
+
+    async def _claim(self, request: ToolCallInput) -> _Claimed | None:
+        """Begin the call, from now on spoken of by this attempt alone. None: there is nothing to run."""
+        task_id = UUID(request.task_id)
+        async with self._database.transaction() as session:
+            if await projects.lock(session, request.project_id) is None:
+                return None
+            row = await agent_tasks.lock(session, task_id)
+            call = await task_steps.find_call(session, task_id, request.call_id)
+            if row is None or call is None or call.ended or row.cancel_requested_at is not None:
+                return None
+            await leases.renew(session, request.project_id, LeaseKind.TASK, request.task_id, self._lease_s)
+            fence, _ = await event_fences.claim(session, task_id, call.id)
+            await task_steps.begin_call(session, request.project_id, call, task_id)
+        return _Claimed(call, fence)
+
+    async def _do(self, request: ToolCallInput, claimed: _Claimed) -> ToolResult:
+        call = claimed.call
+        try:
+            tool = registry.all_tools().get(call.name)
+            if tool is None:
+                known = ", ".join(registry.all_tools())
+                return ToolResult(f"There is no tool {call.name!r}. There are: {known}.", failed=True)
+            return await tool.run(self._context(request, claimed), registry.parse(tool, call.arguments))
+        except ToolFailure as failure:
+            return ToolResult(str(failure), failed=True)
+        except (RuntimeFault, StudioError) as error:
+            if error.retryable:
+                raise
+            return ToolResult(str(error), failed=True)
+        except FencedOffError:
+            raise
+        except Exception:  # the top of the agent's loop: a tool's bug is no reason to end a task
+            log.exception("tool.failed", tool=call.name, call=call.id)
+            return ToolResult(_OUR_FAULT, failed=True)
+
+    def _context(self, request: ToolCallInput, claimed: _Claimed) -> ToolContext:
+        workshop = self._workshop
+        return ToolContext(
+            id=claimed.call.id,
+            ref=request.ref,
+            files=workshop.files,
+            runtime=workshop.runtime,
+            notes=DatabaseCallNotes(self._database, request, claimed.fence),
+            output=LoggedOutput(self._database, self._batcher, request, claimed.fence),
+            dev_server=workshop.dev_server(request.ref),
+            preview=workshop.preview(request.ref),
+        )
+
+    async def _store(self, request: ToolCallInput, claimed: _Claimed, result: ToolResult) -> None:
+        """Raises `FencedOffError` when another attempt has taken the call over."""
+        task_id = UUID(request.task_id)
+        async with self._database.transaction() as session:
+            if await projects.lock(session, request.project_id) is None:
+                return
+            if not await event_fences.stands(session, task_id, claimed.fence):
+                raise FencedOffError
+            changed = [
+                NewEvent(
+                    project_id=request.project_id,
+                    type=EventType.FILE_CHANGED,
+                    task_id=request.task_id,
+                    data={"path": change.path, "op": change.op, "etag": change.etag, "by": "agent"},
+                )
+                for change in result.changes
+            ]
+            await event_log.append(session, changed)
+            await task_steps.end_call(
+                session,
+                request.project_id,
+                task_id,
+                claimed.call,
+                state=CallState.FAILED if result.failed else CallState.COMPLETED,
+                result=result.text,
+                exit_code=result.exit_code,
+            )
