@@ -1,7 +1,7 @@
 """What a tool is, and what it is given."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -103,10 +103,13 @@ class DevServerControl(Protocol):
 
 @dataclass(frozen=True)
 class PreviewAddress:
-    """How the service itself opens a project's preview: `url` from this host, and the headers that let it in."""
+    """How the service itself opens a project's preview: `url` as its owner sees it, without a path.
+
+    `token`: as `?token=` of the first request it is exchanged, once, for a cookie that this host alone gets.
+    """
 
     url: str
-    headers: Mapping[str, str]
+    token: str = field(repr=False)
 
 
 class PreviewAccess(Protocol):

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.services import ApiConfig
 from storage.project_views import ProjectView
 from storage.projects import ProjectRecord
+from workflows.contracts import names
 from workflows.contracts.dev_servers import DevServerState
-from workflows.contracts.names import preview_host
 
 
 class LeaseOut(BaseModel):
@@ -35,9 +35,8 @@ class DevServerOut(BaseModel):
 
 
 def preview_url(config: ApiConfig, project: ProjectRecord) -> str:
-    """Address of the project's preview, e.g. `http://user1-project2.localhost:8080`."""
-    port = "" if config.preview_port is None else f":{config.preview_port}"
-    return f"{config.preview_scheme}://{preview_host(project.ref, config.preview_domain)}{port}"
+    """Address of the project's preview as this installation's users see it."""
+    return names.preview_url(project.ref, config.preview_scheme, config.preview_domain, config.preview_port)
 
 
 def present_dev_server(config: ApiConfig, view: ProjectView) -> DevServerOut:

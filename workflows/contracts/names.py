@@ -52,6 +52,11 @@ def preview_host(ref: ProjectRef, preview_domain: str) -> str:
     return f"user{ref.user_id}-project{ref.project_id}.{preview_domain}"
 
 
+def preview_url(ref: ProjectRef, scheme: str, preview_domain: str, port: int | None) -> str:
+    """Address of the project's preview, e.g. `http://user1-project2.localhost:8080`. `port` None: the scheme's own."""
+    return f"{scheme}://{preview_host(ref, preview_domain)}{'' if port is None else f':{port}'}"
+
+
 def parse_preview_host(host: str, preview_domain: str) -> ProjectRef | None:
     """The project behind a `Host` header (a port is ignored), or None when it isn't a preview host."""
     name = host.rsplit(":", 1)[0].lower()
