@@ -7,9 +7,11 @@ as ripgrep had it is left out. No ignore files and no configuration are read: th
 """
 
 import asyncio
+import os
 import re
 import resource
 import shutil
+import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
@@ -149,8 +151,9 @@ async def _errors(process: Process) -> str:
 
 async def _end(process: Process) -> None:
     """Kill it, and wait until it is gone, also when the caller is being cancelled."""
-    with suppress(ProcessLookupError):
-        process.kill()
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)  # Popen's own kill may take the exit code from under asyncio's watcher
     ending = asyncio.ensure_future(process.communicate())  # its end isn't seen before its pipes are empty
     while not ending.done():
         try:

@@ -23,7 +23,7 @@ CLOSE: Final = "</tool_call>"
 
 _TAG = re.compile(r"<\s*tool_call\b[^<>]*>?", re.IGNORECASE)
 _CODE = re.compile(
-    r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n(?:.*?\n)??(?: {0,3}(?P=fence)[`~]*[ \t]*$|(?P<open>(?s:.*)\Z))"
+    r"^ {0,3}(?P<fence>`{3,}|~{3,})[^`\n]*\n(?:(?:.*?\n)?? {0,3}(?P=fence)[`~]*[ \t]*$|(?P<open>.*\Z))"
     r"|(?<!`)(?P<ticks>`+)(?!`)[^\n]*?(?<!`)(?P=ticks)(?!`)",
     re.MULTILINE | re.DOTALL,
 )
@@ -113,7 +113,7 @@ def _first_tag(text: str) -> int | None:
 
 
 def _calls(text: str, position: int) -> list[tuple[str, str]]:
-    calls = []
+    calls: list[tuple[str, str]] = []
     while position < len(text):
         if not text.startswith(OPEN, position):
             if calls and _TAG.match(text, position) is None:
