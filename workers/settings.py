@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     cors_origins: WordList = ()
 
     # Language models.
+    litellm: bool = False
     litellm_api_base: str | None = None
     litellm_master_key: SecretStr | None = None
     openai_api_base: str | None = None

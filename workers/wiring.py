@@ -21,7 +21,7 @@ from workers.settings import ServiceSettings
 CONTAINER_OWNER = (1000, 1000)
 """User and group that dev servers run as when this process is root."""
 _POSTGRES_WAIT_S = 120.0
-_PRICED_TOKENS = 1_000_000
+PRICED_TOKENS = 1_000_000
 """Prices are given for so many."""
 
 
@@ -98,8 +98,8 @@ def model_settings(settings: ServiceSettings) -> ModelSettings:
         openai_api_base=settings.openai_api_base,
         openai_api_key=_revealed(settings.openai_api_key),
         default_model=settings.openai_model,
-        input_price=settings.openai_input_price / _PRICED_TOKENS,
-        output_price=settings.openai_output_price / _PRICED_TOKENS,
+        input_price=settings.openai_input_price / PRICED_TOKENS,
+        output_price=settings.openai_output_price / PRICED_TOKENS,
     )
 
 

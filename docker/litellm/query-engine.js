@@ -29,6 +29,7 @@ const SCHEMA = fs.readFileSync(process.env.PRISMA_DML_PATH, 'utf8');
 const TRACE = '{}'; // every call of the engine takes a trace context; there is none
 const DEFAULT_CONNECTIONS = 10;
 const KEEP_ALIVE_MS = 60_000;
+const PARENT_CHECK_MS = 1000;
 
 // --- From GraphQL to the JSON protocol ---------------------------------------------------------------------------
 
@@ -305,6 +306,8 @@ async function main() {
   });
   server.keepAliveTimeout = KEEP_ALIVE_MS;
   server.listen(port, 'localhost');
+  const parent = process.ppid; // a proxy that was killed tells nobody
+  setInterval(() => process.ppid === parent || process.exit(0), PARENT_CHECK_MS);
   for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(0));
 }
 

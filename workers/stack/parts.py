@@ -8,6 +8,7 @@ from pathlib import Path
 from workers.settings import DeploymentMode, Settings
 from workers.stack.console import say
 from workers.stack.data_directory import DataDirectory, StackError
+from workers.stack.litellm import Proxy
 from workers.stack.models import choose_models
 from workers.stack.part import Part, PartSpec, always
 from workers.stack.postgres import EmbeddedPostgres
@@ -38,7 +39,9 @@ def ports(settings: Settings) -> dict[str, int]:
 
 
 class StackParts:
-    """The parts of one stack. `postgres`, `temporal`, `model`: None where the settings name servers of one's own."""
+    """The parts of one stack. `postgres`, `temporal`, `model`: None where the settings name servers of one's own;
+    `litellm`: None unless they ask for it. `models_shown`: what answers, for the person at the terminal.
+    """
 
     def __init__(self, settings: Settings, data: DataDirectory, mode: DeploymentMode) -> None:
         self._settings = settings
@@ -49,32 +52,41 @@ class StackParts:
         self._cluster = EmbeddedPostgres(data.root / "postgres")
         self.postgres = None if settings.database_url else self._part(self._postgres())
         self.temporal = None if settings.temporal_address else self._part(self._temporal())
-        self.models = choose_models(settings, data)
-        self.model = self._part(self.models.part) if self.models.part else None
+        models = choose_models(settings, data)
+        self.model = self._part(models.part) if models.part else None
+        proxy = None
+        if settings.litellm:
+            proxy = Proxy(settings, data, models, secret_key=self._secret_key, database_url=self._database_url)
+        self.litellm = self._part(proxy.part) if proxy else None
+        self.models_shown = proxy.shown if proxy else models.shown
+        self._models_environment = {**models.environment, **(proxy.environment if proxy else {})}
         self.traefik = self._part(self._traefik())
         self.worker = self._part(self._worker())
         self.api = self._part(self._api())
 
     def all(self) -> list[Part]:
         """Every part that this stack has."""
-        parts = (self.postgres, self.temporal, self.model, self.traefik, self.worker, self.api)
+        parts = (self.postgres, self.temporal, self.model, self.litellm, self.traefik, self.worker, self.api)
         return [part for part in parts if part]
 
     def environment(self) -> dict[str, str]:
         """What API and worker are told, once the database's address is known."""
         settings, data = self._settings, self._data
-        given = settings.database_url.get_secret_value() if settings.database_url else self._cluster.url()
         return {
             "SECRET_KEY": self._secret_key,
-            "DATABASE_URL": given,
+            "DATABASE_URL": self._database_url(),
             "TEMPORAL_ADDRESS": settings.temporal_address or f"127.0.0.1:{settings.temporal_port}",
             "DEPLOYMENT_MODE": self._mode,
             "DATA_DIR": str(data.root),
             "PROJECTS_ROOT": str(settings.files_root),
             "INSTANCE": self._instance,
             "FIRST_USER_ID": str(self._first_user_id()),
-            **self.models.environment,
+            **self._models_environment,
         }
+
+    def _database_url(self) -> str:
+        given = self._settings.database_url
+        return given.get_secret_value() if given else self._cluster.url()
 
     def _first_user_id(self) -> int:
         """A stack on other ports than the default ones may run beside another, on one engine and one host name."""

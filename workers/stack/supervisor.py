@@ -64,6 +64,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._bring_up_storage(postgres_ready))
             group.create_task(self._bring_up_worker(postgres_ready))
+            group.create_task(self._bring_up_litellm(postgres_ready))
             group.create_task(parts.traefik.up())
             if parts.model is not None:
                 group.create_task(parts.model.up())
@@ -81,6 +82,11 @@ class Supervisor:
         await postgres_ready.wait()
         await self._parts.worker.up()
 
+    async def _bring_up_litellm(self, postgres_ready: asyncio.Event) -> None:
+        if self._parts.litellm is not None:
+            await postgres_ready.wait()
+            await self._parts.litellm.up()
+
     async def _answer(self) -> None:
         """Wait until the API says that all it needs answers; say what doesn't while it takes long."""
         deadline = time.monotonic() + _PATIENCE_S
@@ -96,7 +102,7 @@ class Supervisor:
         await asyncio.gather(parts.api.down(), self._stop_dev_servers())
         await parts.worker.down()
         await parts.traefik.down()
-        for part in (parts.model, parts.temporal, parts.postgres):
+        for part in (parts.litellm, parts.model, parts.temporal, parts.postgres):
             if part is not None:
                 await part.down()
         say("stack", "ended")
@@ -120,7 +126,7 @@ class Supervisor:
             "API docs": f"{settings.api_url}/docs",
             "previews": f"{settings.preview_scheme}://{host}",
             "Temporal UI": f"http://localhost:{settings.temporal_ui_port}" if self._parts.temporal else "yours",
-            "models": self._parts.models.shown,
+            "models": self._parts.models_shown,
         }
         say("stack", f"ready after {time.monotonic() - self._began:.1f} s; Ctrl-C ends it")
         for name, address in addresses.items():
