@@ -29,6 +29,7 @@ from tests.runtimes.waiting import until
 from workflows.contracts.names import ProjectRef, project_subpath
 
 SERVE = 'echo started; exec python3 -u -m http.server "$PORT" --bind "$HOST"'
+IDLE = "exec sleep 600"
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ async def test_terminals_close_when_the_access_behind_them_ends(
     stand: Stand, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
-    await start(runtime, stand.ref)
+    await start(runtime, stand.ref, IDLE)
     url = f"ws{str(stand.client.base_url).removeprefix('http')}{stand.path}/terminal"
     async with AsyncExitStack() as opened, asyncio.timeout(30):
         terminals = {}
@@ -263,7 +264,7 @@ async def test_a_terminal_closes_with_its_project(
     stand: Stand, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
-    await start(runtime, stand.ref)
+    await start(runtime, stand.ref, IDLE)
     async with websockets.connect(await stand.terminal_url()) as terminal, asyncio.timeout(20):
         await terminal.recv()
         async with stand.database.transaction() as session:
@@ -276,7 +277,7 @@ async def test_followed_logs_and_commands_end_with_the_callers_access(
     stand: Stand, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
-    await start(runtime, stand.ref)
+    await start(runtime, stand.ref, IDLE)
     headers = (await passes(stand.client, stand.owner))["key"].headers
     events = {**headers, "Accept": "text/event-stream"}
     command = {"command": "touch begun; sleep 1; while :; do date +%s%N > beat; sleep 0.1; done", "timeout_s": 60}
