@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -15,9 +15,6 @@ from storage.tables import AgentTaskRow
 from workflows.contracts.agent_tasks import ACTIVE_STATES, FINAL_STATES, TaskState
 from workflows.contracts.events import EventType, NewEvent
 from workflows.contracts.names import ProjectRef
-
-CANCELS: Final = "task_cancels"
-"""Postgres channel that tells a task's id when its cancellation is asked for."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ EVENTS_CHANNEL: Final = "events"
 """Key: the project's id; body: its new events, see storage/event_log.py."""
 OPERATIONS_CHANNEL: Final = "operations"
 """Key: the operation's id; no body."""
+CANCELS_CHANNEL: Final = "task_cancels"
+"""Key: the id of a task whose cancellation has been asked for; no body."""
+_CHANNELS: Final = (EVENTS_CHANNEL, OPERATIONS_CHANNEL, CANCELS_CHANNEL)
 
 _CAPACITY: Final = 256
 _FIRST_DELAY_S: Final = 0.05
@@ -135,7 +138,7 @@ class EventListener:
         closed = asyncio.Event()
         connection.add_termination_listener(lambda _: closed.set())
         try:
-            for channel in (EVENTS_CHANNEL, OPERATIONS_CHANNEL):
+            for channel in _CHANNELS:
                 await connection.add_listener(channel, self._hear)
             for subscribers in self._subscriptions.values():
                 for subscription in subscribers:

@@ -7,7 +7,8 @@ from typing import Final
 from sqlalchemy import ColumnElement, case, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage.agent_tasks import CANCELS, TaskRecord, record_of
+from storage.agent_tasks import TaskRecord, record_of
+from storage.event_listener import CANCELS_CHANNEL
 from storage.tables import AgentTaskRow, Approval, ModelCall, TaskStep, User
 from workflows.contracts.agent_tasks import FINAL_STATES, ApprovalState, CancelReason, PauseReason, TaskState
 
@@ -76,7 +77,7 @@ async def cancel_all(session: AsyncSession, project_id: int) -> None:
         .returning(AgentTaskRow.id)
     )
     for task_id in asked.all():
-        await session.execute(select(func.pg_notify(CANCELS, str(task_id))))
+        await session.execute(select(func.pg_notify(CANCELS_CHANNEL, str(task_id))))
 
 
 async def unended_of(session: AsyncSession, project_id: int) -> list[TaskRecord]:

@@ -14,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid6 import uuid7
 
 from storage import agent_tasks, chats, event_log, projects
-from storage.agent_tasks import CANCELS, TaskRecord, record_of
+from storage.agent_tasks import TaskRecord, record_of
 from storage.chats import ChatRecord, MessageRecord
+from storage.event_listener import CANCELS_CHANNEL
 from storage.tables import AgentTaskRow
 from workflows.contracts.agent_tasks import ACTIVE_STATES, FINAL_STATES, CancelReason, OnBusy, TaskState
 from workflows.contracts.errors import ConflictError, NotFoundError
@@ -139,8 +140,8 @@ async def begun(session: AsyncSession, task_id: UUID) -> Begun | None:
 async def request_cancel(session: AsyncSession, task_id: UUID, reason: CancelReason) -> TaskRecord:
     """Ask the task to end. Asked again, the first reason stays; of an ended one nothing changes.
 
-    Its activities hear it by `CANCELS` as soon as the transaction commits; its workflow ends it, also while it is
-    queued. Needs no other lock. Raises `NotFoundError`.
+    Its activities hear it by `CANCELS_CHANNEL` as soon as the transaction commits; its workflow ends it, also while it
+    is queued. Needs no other lock. Raises `NotFoundError`.
     """
     row = await agent_tasks.lock(session, task_id)
     if row is None:
@@ -264,7 +265,7 @@ async def _ask_to_end(session: AsyncSession, row: AgentTaskRow, reason: CancelRe
         row.cancel_requested_at, row.cancel_reason = func.clock_timestamp(), reason
         await session.flush()
         await session.refresh(row)
-    await session.execute(select(func.pg_notify(CANCELS, str(row.id))))
+    await session.execute(select(func.pg_notify(CANCELS_CHANNEL, str(row.id))))
 
 
 def title_of(prompt: str) -> str:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from storage import agent_tasks
 from storage.engine import Database
-from storage.event_listener import EventListener
+from storage.event_listener import CANCELS_CHANNEL, EventListener
 from workflows.contracts.errors import UnavailableError
 
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ class CancellationWatch:
                     task.exception()  # looked at: the work's has been raised, a watch that failed is not missed
 
     async def _until_cancelled(self, task_id: UUID) -> None:
-        async with self._listener.subscribe(agent_tasks.CANCELS, str(task_id)) as said:
+        async with self._listener.subscribe(CANCELS_CHANNEL, str(task_id)) as said:
             while not await self._is_cancelled(task_id):
                 await said.wait(timeout_s=_LOOK_S)
 
