@@ -5,6 +5,7 @@ Run once per release of a workflow that changes it; the earlier files stay for a
 
 import asyncio
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from temporalio.testing import WorkflowEnvironment
 
 from tests.workflows import worlds
 from tests.workflows.conftest import binary
+from tests.workflows.test_agent_task import calls, start, until
 from tests.workflows.test_dev_server import RESTART, START, STOP, Server
 from tests.workflows.test_project import PROJECT
+from workflows.contracts.agent_tasks import NextMove, PauseReason, StepOutcome
 from workflows.contracts.dev_servers import DevServerState
+from workflows.contracts.starts import PROJECT_ID, TASK_STATE, USER_ID
 from workflows.delete_project import DeleteProject
 from workflows.provision_project import ProvisionProject
 
@@ -68,15 +72,40 @@ async def _projects(environment: WorkflowEnvironment, release: str) -> None:
         await _save(deletion, release, "delete")
 
 
+async def _agent_tasks(environment: WorkflowEnvironment, release: str) -> None:
+    paused = StepOutcome(move=NextMove.WAIT, reason=PauseReason.APPROVAL, until=datetime(2100, 1, 1, tzinfo=UTC))
+    world = worlds.AgentWorld({1: calls("a", "b"), 2: calls("c")})
+    world.moves[2], world.moves[3] = [paused], [StepOutcome(move=NextMove.COMPACT)]
+    world.unseen_at_the_end, world.following = 1, "nobody"
+    async with worlds.worker(environment.client, "task", world):
+        handle = await start(environment, "task")
+        await until(lambda: world.looks == 2)
+        await handle.signal("look")
+        await handle.result()
+        first = environment.client.get_workflow_handle(handle.id, run_id=handle.first_execution_run_id)
+        await _save(first, release, "agent_task")
+        await _save(environment.client.get_workflow_handle(handle.id), release, "agent_task_second_run")
+    endless = worlds.EndlessCall({1: calls("a")})
+    async with worlds.worker(environment.client, "task-cancelled", endless):
+        handle = await start(environment, "task-cancelled")
+        await until(lambda: "call begun" in endless.notes)
+        await handle.signal("cancel")
+        await handle.result()
+        await _save(handle, release, "agent_task_cancelled")
+
+
 async def main(release: str) -> None:
     """Play each story once, on a real server, and keep what it wrote down."""
     HISTORIES.mkdir(exist_ok=True)
     async with await WorkflowEnvironment.start_local(
-        data_converter=pydantic_data_converter, dev_server_existing_path=binary("temporal")
+        data_converter=pydantic_data_converter,
+        dev_server_existing_path=binary("temporal"),
+        search_attributes=[USER_ID, PROJECT_ID, TASK_STATE],
     ) as environment:
         await _dev_server(environment, release)
         await _dev_server_stopped_in_launch(environment, release)
         await _projects(environment, release)
+        await _agent_tasks(environment, release)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,17 @@ from temporalio.worker import Worker
 
 from activities.working import working
 from workers.worker import WORKFLOWS, activities_of, workflow_runner
+from workflows.contracts.agent_tasks import (
+    AgentTaskActivities,
+    NextMove,
+    PlannedCall,
+    StepOutcome,
+    TaskEnd,
+    TaskEnding,
+    TaskState,
+    TaskStepInput,
+    ToolCallInput,
+)
 from workflows.contracts.dev_servers import (
     PROVISIONING,
     SUPERSEDED,
@@ -276,3 +287,112 @@ class StubbornFolder(ProjectWorld):
             self.notes.append("files in use")
             raise OSError("busy")
         await super().remove_project_files(project)
+
+
+class AgentWorld(AgentTaskActivities):
+    """A model that says what `script` says of each step, and tools that succeed at once. `notes`: what happened.
+
+    A step without a script ends the task. `moves`: outcomes that come before the step's own, one for each look.
+    """
+
+    def __init__(self, script: dict[int, list[PlannedCall]] | None = None) -> None:
+        self.script = script or {}
+        self.moves: dict[int, list[StepOutcome]] = {}
+        self.notes: list[str] = []
+        self.endings: list[TaskEnding] = []
+        self.looks = 0
+        self.unseen_at_the_end = 0
+        self.following: str | None = None
+
+    @activity.defn(name="take_step")
+    async def take_step(self, step: TaskStepInput) -> StepOutcome:
+        self.looks += 1
+        if self.moves.get(step.step):
+            return self.moves[step.step].pop(0)
+        self.notes.append(f"step {step.step}")
+        calls = self.script.get(step.step)
+        return StepOutcome(move=NextMove.FINISH if calls is None else NextMove.CALLS, calls=calls or [])
+
+    @activity.defn(name="compact_transcript")
+    async def compact_transcript(self, step: TaskStepInput) -> StepOutcome:
+        self.notes.append(f"compact {step.step}")
+        return StepOutcome(move=NextMove.COMPACT)
+
+    @activity.defn(name="run_tool_call")
+    async def run_tool_call(self, call: ToolCallInput) -> None:
+        self.notes.append(f"call {call.call_id}")
+
+    @activity.defn(name="fail_tool_call")
+    async def fail_tool_call(self, call: ToolCallInput) -> None:
+        self.notes.append(f"failed {call.call_id}")
+
+    @activity.defn(name="stop_tool_calls")
+    async def stop_tool_calls(self, step: TaskStepInput) -> None:
+        self.notes.append("commands killed")
+
+    @activity.defn(name="end_task")
+    async def end_task(self, ending: TaskEnding) -> TaskEnd:
+        if ending.state == TaskState.COMPLETED and self.unseen_at_the_end:
+            self.unseen_at_the_end -= 1
+            self.notes.append("goes on")
+            return TaskEnd(ended=False)
+        self.endings.append(ending)
+        self.notes.append(ending.state)
+        return TaskEnd(ended=True, next_task_id=self.following)
+
+
+class SideBySide(AgentWorld):
+    """Each call ends only when all calls of its wave have begun."""
+
+    def __init__(self, script: dict[int, list[PlannedCall]], together: int) -> None:
+        super().__init__(script)
+        self.gate = asyncio.Barrier(together)
+
+    @activity.defn(name="run_tool_call")
+    async def run_tool_call(self, call: ToolCallInput) -> None:
+        async with asyncio.timeout(20):
+            await self.gate.wait()
+        await super().run_tool_call(call)
+
+
+class EndlessCall(AgentWorld):
+    """A tool runs until it is called off."""
+
+    @activity.defn(name="run_tool_call")
+    async def run_tool_call(self, call: ToolCallInput) -> None:
+        self.notes.append("call begun")
+        async with working():
+            await asyncio.get_running_loop().create_future()
+
+
+class BrokenTool(AgentWorld):
+    """A tool can't be run at all."""
+
+    @activity.defn(name="run_tool_call")
+    async def run_tool_call(self, call: ToolCallInput) -> None:
+        raise ApplicationError("no", non_retryable=True)
+
+
+class RefusedKey(AgentWorld):
+    """The model's server doesn't know the user's key."""
+
+    @activity.defn(name="take_step")
+    async def take_step(self, step: TaskStepInput) -> StepOutcome:
+        raise ApplicationError("The key was refused.", type="model_key_refused", non_retryable=True)
+
+
+class WordWhileReading(AgentWorld):
+    """While the rows are read for the first time, and say that a person is waited for, that person decides."""
+
+    def __init__(self, client: Client, wait: StepOutcome) -> None:
+        super().__init__()
+        self._client = client
+        self._wait = wait
+
+    @activity.defn(name="take_step")
+    async def take_step(self, step: TaskStepInput) -> StepOutcome:
+        self.looks += 1
+        if self.looks > 1:
+            return StepOutcome(move=NextMove.FINISH)
+        await self._client.get_workflow_handle(activity.info().workflow_id or "").signal("look")
+        return self._wait
