@@ -13,6 +13,13 @@ class ToolArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def without_nul(text: str) -> str:
+    """The text. Raises `ValueError` when it has a zero byte, which neither programs nor the database take."""
+    if "\0" in text:
+        raise ValueError("a zero byte can't be part of it")
+    return text
+
+
 def _without_dot(path: str) -> str:
     while path.startswith("./") and len(path) > len("./"):
         path = path[2:].lstrip("/")
@@ -26,18 +33,14 @@ def _folder(path: str) -> str:
     return path.rstrip("/") or path
 
 
-def without_nul(text: str) -> str:
-    """The text. Raises `ValueError` when it has a zero byte, which no program can be given."""
-    if "\0" in text:
-        raise ValueError("a zero byte can't be part of it")
-    return text
+PlainText = Annotated[str, AfterValidator(without_nul)]
+"""Text for a program's argument list, or for the database."""
 
+CallId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+"""The id of a `run_command` call, as the ledger takes it."""
 
-ProjectPath = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH), AfterValidator(_without_dot)]
+ProjectPath = Annotated[PlainText, StringConstraints(min_length=1, max_length=MAX_PATH), AfterValidator(_without_dot)]
 """A path as the FileStore takes it, without a leading `./`, which says nothing. All else is the store's to judge."""
 
-FolderPath = Annotated[str, StringConstraints(max_length=MAX_PATH), AfterValidator(_folder)]
+FolderPath = Annotated[PlainText, StringConstraints(max_length=MAX_PATH), AfterValidator(_folder)]
 """A folder's path; `""` is the project's own, which models also write as `.`."""
-
-PlainText = Annotated[str, AfterValidator(without_nul)]
-"""Text for a program's argument list."""

@@ -14,9 +14,11 @@ MAX_LENGTH = 10 * 1024 * 1024
 _BOM = "\ufeff"
 _CONTEXT = 2
 _DIFF_SHOWN = 4_000
-_DIFF_LINES = 4_000
+_DIFF_LINES = 2_000
+"""Lines that are compared, old and new ones together: comparing takes the square of their number at worst."""
+
 _TOLD_LINES = 10
-_SEARCHED_LINES = 5_000
+_SEARCHED_LINES = 2_000
 _COMPARED = 160
 _STARTS = 50
 _HUNK = re.compile(r"@@ -(\d+)(,\d+)? \+(\d+)(,\d+)? @@")

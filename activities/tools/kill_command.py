@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, Field
 
-from activities.tools.arguments import ToolArguments
+from activities.tools.arguments import CallId, ToolArguments
 from activities.tools.command_output import known_status, state_text
 from activities.tools.tool import Tool, ToolContext, ToolKind, ToolResult
 
@@ -12,7 +12,7 @@ from activities.tools.tool import Tool, ToolContext, ToolKind, ToolResult
 class KillCommandArguments(ToolArguments):
     """Which command."""
 
-    call: str = Field(max_length=64, description="The id of the run_command call, as its answer names it.")
+    call: CallId = Field(description="The id of the run_command call, as its answer names it.")
 
 
 class KillCommand(Tool[KillCommandArguments]):

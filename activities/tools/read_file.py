@@ -1,5 +1,6 @@
 """The tool `read_file`."""
 
+import asyncio
 from typing import ClassVar
 
 from pydantic import BaseModel, Field
@@ -42,17 +43,19 @@ class ReadFile(Tool[ReadFileArguments]):
         if end is not None and end < start:
             raise ToolFailure(f"end_line {end} comes before start_line {start}.")
         file = await load(context, path)
-        if file.binary:
-            raise ToolFailure(
-                f"{path!r} is a binary file ({_type_of(file.data)}, {size_text(len(file.data))}); only text can be "
-                "read."
-            )
-        lines = _lines(file.data)
-        if start > max(1, len(lines)):
-            raise ToolFailure(f"{path!r} has {len(lines):,} lines; there is no line {start:,}.")
-        text = f"{path} is empty." if not lines else _page(path, file, lines, start, end)
+        text = await asyncio.to_thread(_text, path, file, start, end)
         await context.notes.note_etag(path, file.etag)
         return ToolResult(text)
+
+
+def _text(path: str, file: FileContent, start: int, end: int | None) -> str:
+    if file.binary:
+        size = size_text(len(file.data))
+        raise ToolFailure(f"{path!r} is a binary file ({_type_of(file.data)}, {size}); only text can be read.")
+    lines = _lines(file.data)
+    if start > max(1, len(lines)):
+        raise ToolFailure(f"{path!r} has {len(lines):,} lines; there is no line {start:,}.")
+    return _page(path, file, lines, start, end) if lines else f"{path} is empty."
 
 
 def _lines(data: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import BaseModel, Field
 
 from activities.ports import CommandStatus
-from activities.tools.arguments import ToolArguments
+from activities.tools.arguments import CallId, ToolArguments
 from activities.tools.bounds import LIMIT, readable
 from activities.tools.command_output import known_status, state_text
 from activities.tools.tool import Tool, ToolContext, ToolKind, ToolResult
@@ -18,7 +18,7 @@ MAX_WAIT_S = 30
 class ReadOutputArguments(ToolArguments):
     """A range of a command's output, in bytes."""
 
-    call: str = Field(max_length=64, description="The id of the run_command call, as its answer names it.")
+    call: CallId = Field(description="The id of the run_command call, as its answer names it.")
     offset: int | None = Field(
         default=None, description="First byte, counted from 0; negative: from the end. Default: the last `limit` bytes."
     )

@@ -94,7 +94,8 @@ def _check(tool: object, module: str, found: Mapping[str, AnyTool]) -> None:
 
 
 def _complaint(place: Sequence[int | str], message: str) -> str:
-    return f"{'.'.join(map(str, place))}: {message}" if place else message
+    path = ".".join(map(str, place)).replace("\0", "\ufffd")
+    return f"{path}: {message}" if path else message
 
 
 @cache

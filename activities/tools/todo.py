@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from activities.tools.arguments import ToolArguments
+from activities.tools.arguments import PlainText, ToolArguments
 from activities.tools.tool import Tool, ToolContext, ToolKind, ToolResult
 
 MAX_ITEMS = 50
@@ -15,7 +15,7 @@ _MARKS = {"pending": "[ ]", "in_progress": "[~]", "done": "[x]"}
 class TodoItem(ToolArguments):
     """One thing to do."""
 
-    text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)] = Field(
+    text: Annotated[PlainText, StringConstraints(min_length=1, max_length=MAX_TEXT)] = Field(
         description="What is to be done."
     )
     state: Literal["pending", "in_progress", "done"] = Field(description="How it stands.")

@@ -87,10 +87,10 @@ async def test_a_new_file_is_written_and_known(task: World) -> None:
     assert result.text == "Created src/new.txt, 2 lines, 3 B."
     [change] = result.changes
     assert (change.path, change.op) == ("src/new.txt", "created")
-    again = await task.run("write_file", call="c2", path="src/new.txt", content="c\n")
+    again = await task.run("write_file", as_call="c2", path="src/new.txt", content="c\n")
     assert again.text == "Replaced src/new.txt, now 1 line, 2 B."
     assert again.changes[0].op == "modified"
-    assert (await task.run("edit_file", call="c3", path="src/new.txt", edits=[edit("c", "d")])).changes
+    assert (await task.run("edit_file", as_call="c3", path="src/new.txt", edits=[edit("c", "d")])).changes
 
 
 async def test_what_the_task_has_not_seen_is_not_overwritten(task: World) -> None:
@@ -103,9 +103,9 @@ async def test_what_the_task_has_not_seen_is_not_overwritten(task: World) -> Non
         await task.run("write_file", path="a.txt", content="mine")
     assert file.read_text() == "theirs, later"
     await task.run("read_file", path="a.txt")
-    await task.run("write_file", call="c2", path="a.txt", content="mine")
+    await task.run("write_file", as_call="c2", path="a.txt", content="mine")
     file.unlink()
-    assert "had been deleted" in (await task.run("write_file", call="c3", path="a.txt", content="mine")).text
+    assert "had been deleted" in (await task.run("write_file", as_call="c3", path="a.txt", content="mine")).text
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -135,6 +135,8 @@ async def test_what_can_not_be_written_is_refused(task: World) -> None:
         await task.run("write_file", path=".studio/x", content="")
     with pytest.raises(BadPathError):
         await task.run("write_file", path="/etc/x", content="")
+    with pytest.raises(ToolFailure, match="zero byte"):
+        await task.run("write_file", path="a\0b", content="")
     assert [entry.name for entry in task.root.iterdir() if entry.name != ".studio"] == ["folder"]
 
 
@@ -150,7 +152,7 @@ async def test_a_write_is_done_once_whenever_its_worker_dies(task: World, known:
     assert result.text.startswith("Replaced" if known else "Created")
     assert (task.root / "a.txt").stat().st_ino == inode, "it was written again"
     assert task.notes.etags["a.txt"] == result.changes[0].etag
-    assert (await task.run("edit_file", call="c2", path="a.txt", edits=[edit("mine", "ours")])).changes
+    assert (await task.run("edit_file", as_call="c2", path="a.txt", edits=[edit("mine", "ours")])).changes
 
 
 async def test_a_human_who_comes_before_the_retry_is_not_overwritten(task: World) -> None:
@@ -177,7 +179,7 @@ async def test_edits_are_applied_in_order_and_shown(task: World) -> None:
     assert result.text == ("Edited a.js:\n@@ -8,5 +8,6 @@\n line 8\n line 9\n-line 10\n+TEN\n+10\n line 11\n line 12")
     assert "line 9\nTEN\n10\nline 11\n" in (task.root / "a.js").read_text()
     assert [change.op for change in result.changes] == ["modified"]
-    await task.run("edit_file", call="c2", path="a.js", edits=[edit("line", "row", replace_all=True)])
+    await task.run("edit_file", as_call="c2", path="a.js", edits=[edit("line", "row", replace_all=True)])
     assert "line" not in (task.root / "a.js").read_text()
 
 
@@ -251,7 +253,7 @@ async def test_a_file_behind_a_link_is_one_file(task: World) -> None:
     await task.run("read_file", path="link")
     result = await task.run("edit_file", path="link", edits=[edit("one", "two")])
     assert [change.path for change in result.changes] == ["a.txt"]
-    assert (await task.run("edit_file", call="c2", path="a.txt", edits=[edit("two", "three")])).changes
+    assert (await task.run("edit_file", as_call="c2", path="a.txt", edits=[edit("two", "three")])).changes
     for name, more in (("read_file", {}), ("write_file", {"content": ""}), ("edit_file", {"edits": [edit("a", "b")]})):
         with pytest.raises(BadPathError):
             await task.run(name, path="out", **more)

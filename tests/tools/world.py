@@ -103,12 +103,12 @@ class World:
     root: Path
     notes: Notes
 
-    async def run(self, name: str, call: str = "c1", **arguments: object) -> ToolResult:
-        self.notes.call = call
+    async def run(self, name: str, as_call: str = "c1", **arguments: object) -> ToolResult:
+        self.notes.call = as_call
         if name == "run_command":
-            self.notes.calls.add(call)
+            self.notes.calls.add(as_call)
         tool = all_tools()[name]
-        return await tool.run(replace(self.context, id=call), parse(tool, json.dumps(arguments)))
+        return await tool.run(replace(self.context, id=as_call), parse(tool, json.dumps(arguments)))
 
     def write(self, path: str, content: str | bytes) -> Path:
         """As a human or a program in the container does."""
