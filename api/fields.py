@@ -12,10 +12,12 @@ def _without_nul(value: str) -> str:
     return value
 
 
-StorableText = Annotated[str, AfterValidator(_without_nul)]
+STORABLE = AfterValidator(_without_nul)
+"""Put it last: constraints that follow a validator are looked at before blanks are stripped."""
+StorableText = Annotated[str, STORABLE]
 """Text that Postgres can hold."""
 
-Label = Annotated[StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), STORABLE]
 """The name of a person or a thing."""
 
 Usd = Annotated[Decimal, PlainSerializer(float, return_type=float)]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from api.fields import RequestBody, StorableText, Usd
+from api.fields import STORABLE, RequestBody, Usd
 from storage.task_views import StepView, TaskView
 from workflows.contracts.agent_tasks import (
     ApprovalKind,
@@ -30,14 +30,15 @@ def _not_blank(value: str) -> str:
     return value
 
 
-Prompt = Annotated[StorableText, AfterValidator(_not_blank), StringConstraints(min_length=1, max_length=100_000)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=100_000), STORABLE, AfterValidator(_not_blank)]
 ClientMessageId = Annotated[
-    StorableText,
+    str,
     StringConstraints(min_length=1, max_length=200),
+    STORABLE,
     Field(description="The client's own name for this message: sent again, it gives the same answer."),
 ]
-ModelName = Annotated[StorableText, StringConstraints(min_length=1, max_length=200)]
-ToolName = Annotated[StorableText, StringConstraints(min_length=1, max_length=100)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200), STORABLE]
+ToolName = Annotated[str, StringConstraints(min_length=1, max_length=100), STORABLE]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Budget = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=10, description="USD.")]
 
@@ -76,7 +77,7 @@ class DecisionIn(RequestBody):
     """An answer to an approval. `allow_always`: this tool, for the rest of this task. The model is told the `note`."""
 
     decision: Decision
-    note: Annotated[StorableText, StringConstraints(max_length=10_000)] | None = None
+    note: Annotated[str, StringConstraints(max_length=10_000), STORABLE] | None = None
 
 
 class MessageOut(BaseModel):

@@ -7,10 +7,10 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.agent.schemas import ClientMessageId, MessageOut, ModelName, Prompt, TaskOut
-from api.fields import RequestBody, StorableText
+from api.fields import STORABLE, RequestBody
 from workflows.contracts.agent_tasks import OnBusy
 
-Title = Annotated[StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), STORABLE]
 
 
 class ChatIn(RequestBody):
