@@ -483,6 +483,33 @@ class LanguageModel(Protocol):
         """Let connections go."""
 
 
+@dataclass(frozen=True)
+class CompletionPiece:
+    """A chat completion, or one chunk of it, in its server's own words. `usage`: what it tells of tokens and cost."""
+
+    body: Mapping[str, Any]
+    usage: ModelUsage | None = None
+
+
+class ChatCompletions(Protocol):
+    """OpenAI's chat completions, passed through: what this project doesn't know of a request or answer stays as it is.
+
+    Errors are `ModelFault`s. No call retries by itself. `max_output_tokens` bounds an answer whose request names no
+    bound of its own.
+    """
+
+    async def complete(self, body: Mapping[str, Any], *, key: str | None, max_output_tokens: int) -> CompletionPiece:
+        """The whole answer. Cancelling the call ends the request at the server, too."""
+
+    def stream(
+        self, body: Mapping[str, Any], *, key: str | None, max_output_tokens: int
+    ) -> AsyncGenerator[CompletionPiece, None]:
+        """The chunks as they come, without the end mark; an answer that ends without one is a fault. To be closed."""
+
+    async def close(self) -> None:
+        """Let connections go."""
+
+
 class ModelKeys(Protocol):
     """Virtual keys at the proxy, one per user, found by an alias that follows from the user's id."""
 

@@ -31,6 +31,8 @@ from api.middleware import (
     TrailingSlash,
 )
 from api.models import router as models
+from api.openai import router as openai
+from api.openai.errors import OpenAIErrors
 from api.openapi import install_openapi
 from api.operations import router as operations
 from api.preview import router as preview
@@ -57,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     templates.router,
     models.router,
     usage.router,
+    openai.router,
     health.router,
     admin.router,
     docs.router,
@@ -113,6 +116,7 @@ def create_app(open_services: Callable[[], AbstractAsyncContextManager[Services]
     app.add_middleware(TrailingSlash)
     app.add_middleware(BodyLimit)
     app.add_middleware(ErrorBoundary)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=config.cors_origins,

@@ -2,6 +2,7 @@
 
 RequestScope      request id, security headers, the log line and the metrics of every request
 (CORS)            Starlette's, with explicit origins
+(OpenAIErrors)    api/openai/errors.py
 ErrorBoundary     what no handler foresaw: a 500 with an incident id
 BodyLimit         a bound on the request's body
 (Idempotency)     api/idempotency.py
@@ -24,6 +25,8 @@ from workflows.contracts.errors import TooLargeError
 
 JSON_BODY_LIMIT = 1024 * 1024
 BATCH_BODY_LIMIT = 16 * 1024 * 1024
+COMPLETION_BODY_LIMIT = 10 * 1024 * 1024
+"""Of `/v1/chat/completions`: conversations with images in them."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _STREAMED_BODY = re.compile(r"/api/projects/[^/]+/(files/(?s:.+)|archive)")
@@ -190,6 +193,8 @@ def _body_limit(scope: Scope) -> int | None:
     path = scope["path"]
     if scope["method"] == "PUT" and _STREAMED_BODY.fullmatch(path):
         return None
+    if path == "/v1/chat/completions":
+        return COMPLETION_BODY_LIMIT
     return BATCH_BODY_LIMIT if _BATCH_BODY.fullmatch(path) else JSON_BODY_LIMIT
 
 

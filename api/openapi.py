@@ -6,6 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api.errors import FieldError, IncidentProblem, Problem, ValidationProblem, problem_response
+from api.openai.errors import PREFIX as OPENAI_PREFIX
+from api.openai.schemas import OpenAIError, OpenAIErrorDetail
 
 _METHODS = {"get", "put", "post", "delete", "patch", "head"}
 _IDEMPOTENCY_KEY = {
@@ -32,16 +34,18 @@ def install_openapi(app: FastAPI) -> None:
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (Problem, ValidationProblem, IncidentProblem, FieldError):
+    for model in (Problem, ValidationProblem, IncidentProblem, FieldError, OpenAIErrorDetail, OpenAIError):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
         schema.pop("$defs", None)
         schemas[model.__name__] = schema
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    for path in document["paths"].values():
+    for name, path in document["paths"].items():
         for method, operation in path.items():
             if method in _METHODS:
                 _complete_operation(method, operation)
+                if name.startswith(f"{OPENAI_PREFIX}/"):
+                    _word_as_openai(operation)
     return document
 
 
@@ -61,6 +65,15 @@ def _complete_operation(method: str, operation: dict[str, Any]) -> None:
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
     for status in sorted(common):
         responses.setdefault(str(status), problem_response(status))
+
+
+def _word_as_openai(operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    schema = {"$ref": f"#/components/schemas/{OpenAIError.__name__}"}
+    for status in sorted({"400", "404", "429", *(code for code in responses if not code.startswith("2"))}):
+        response = problem_response(int(status))
+        responses[status] = {**response, "content": {"application/json": {"schema": schema}}}
 
 
 def _is_fastapis_own_422(response: dict[str, Any] | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from activities.ports import FileStore, LanguageModel, Runtime, Template
+from activities.ports import ChatCompletions, FileStore, LanguageModel, Runtime, Template
 from api.temporal import TemporalGateway
 from storage.engine import Database
 from storage.event_log import EventReader
@@ -54,6 +54,7 @@ class Services:
     runtime: Runtime
     secrets: SecretBox
     models: LanguageModel
+    completions: ChatCompletions
 
 
 def get_services(connection: HTTPConnection) -> Services:

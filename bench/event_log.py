@@ -25,6 +25,7 @@ from sqlalchemy import text
 
 from activities.files.store import DiskFileStore
 from activities.language_models.open import NoLanguageModel
+from activities.language_models.passthrough import NoChatCompletions
 from activities.ports import Runtime
 from api.app import create_app
 from api.services import ApiConfig, Services
@@ -104,6 +105,7 @@ def serve_api(url: str, port: int) -> None:
             runtime=cast("Runtime", None),
             secrets=SecretBox(config.secret_key),
             models=NoLanguageModel(),
+            completions=NoChatCompletions(),
         )
         await listener.close()
         await database.close()

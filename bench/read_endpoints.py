@@ -27,6 +27,7 @@ from sqlalchemy import bindparam
 
 from activities.files.store import DiskFileStore
 from activities.language_models.open import NoLanguageModel
+from activities.language_models.passthrough import NoChatCompletions
 from activities.ports import Runtime
 from api.app import create_app
 from api.log import configure_logging
@@ -92,6 +93,7 @@ def own_app(dsn: str, folder: Path) -> FastAPI:
                 runtime=cast("Runtime", None),
                 secrets=SecretBox(KEY),
                 models=NoLanguageModel(),
+                completions=NoChatCompletions(),
             )
         finally:
             await listener.close()

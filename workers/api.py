@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from activities.language_models.open import open_chat_completions
 from api.app import create_app as create_application
 from api.log import configure_logging
 from api.services import ApiConfig, Services
@@ -15,7 +16,7 @@ from storage.event_listener import EventListener
 from storage.event_log import EventReader
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import load_templates
-from workers.wiring import open_foundation
+from workers.wiring import model_settings, open_foundation
 
 _GRACE_S = 5
 """Requests in flight have this long after SIGTERM; streams are told to end and resume elsewhere."""
@@ -47,7 +48,10 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def open_services() -> AsyncIterator[Services]:
-        async with open_foundation(chosen) as foundation:
+        async with (
+            open_foundation(chosen) as foundation,
+            open_chat_completions(model_settings(chosen)) as completions,
+        ):
             listener = EventListener(chosen.database_url.get_secret_value())
             try:
                 yield Services(
@@ -60,6 +64,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
                     runtime=foundation.runtime,
                     secrets=foundation.secrets,
                     models=foundation.models,
+                    completions=completions,
                 )
             finally:
                 await listener.close()

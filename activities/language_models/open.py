@@ -8,7 +8,8 @@ from decimal import Decimal
 from activities.errors import ModelMissingError
 from activities.language_models.keys import LiteLLMKeys
 from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
-from activities.ports import LanguageModel, ModelEnd, ModelInfo, ModelKeys, ModelRequest, ModelText
+from activities.language_models.passthrough import NoChatCompletions, PassedThrough
+from activities.ports import ChatCompletions, LanguageModel, ModelEnd, ModelInfo, ModelKeys, ModelRequest, ModelText
 
 _OPENAI = "https://api.openai.com/v1"
 
@@ -34,20 +35,17 @@ class ModelSettings:
 @asynccontextmanager
 async def open_language_model(settings: ModelSettings) -> AsyncIterator[tuple[LanguageModel, ModelKeys | None]]:
     """The driver, and the users' keys where a proxy keeps them; closed on the way out. Asks nobody by itself."""
-    if settings.litellm_api_base and settings.litellm_master_key:
-        root = settings.litellm_api_base.rstrip("/").removesuffix("/v1")
+    server = _server(settings)
+    async with _closing(NoLanguageModel() if server is None else OpenAICompatibleModel(server)) as model:
+        if not settings.litellm_api_base or not settings.litellm_master_key:
+            yield model, None
+            return
+        root = _proxy_root(settings.litellm_api_base)
         keys = LiteLLMKeys(root, settings.litellm_master_key, instance=settings.instance)
-        server = ModelServer(
-            f"{root}/v1", settings.litellm_master_key, default_model=settings.default_model, is_litellm=True
-        )
-        async with _closing(OpenAICompatibleModel(server)) as model:
-            try:
-                yield model, keys
-            finally:
-                await keys.close()
-        return
-    async with _closing(_plain(settings)) as model:
-        yield model, None
+        try:
+            yield model, keys
+        finally:
+            await keys.close()
 
 
 @asynccontextmanager
@@ -58,18 +56,37 @@ async def _closing(model: LanguageModel) -> AsyncIterator[LanguageModel]:
         await model.close()
 
 
-def _plain(settings: ModelSettings) -> LanguageModel:
-    if not settings.openai_api_base and not settings.openai_api_key:
-        return NoLanguageModel()
-    prices = (settings.input_price, settings.output_price)
-    return OpenAICompatibleModel(
-        ModelServer(
-            settings.openai_api_base or _OPENAI,
-            settings.openai_api_key,
+@asynccontextmanager
+async def open_chat_completions(settings: ModelSettings) -> AsyncIterator[ChatCompletions]:
+    """The same server's chat completions in its own words; closed on the way out. Asks nobody by itself."""
+    server = _server(settings)
+    completions = NoChatCompletions() if server is None else PassedThrough(server)
+    try:
+        yield completions
+    finally:
+        await completions.close()
+
+
+def _server(settings: ModelSettings) -> ModelServer | None:
+    if settings.litellm_api_base and settings.litellm_master_key:
+        return ModelServer(
+            f"{_proxy_root(settings.litellm_api_base)}/v1",
+            settings.litellm_master_key,
             default_model=settings.default_model,
-            prices=prices,
+            is_litellm=True,
         )
+    if not settings.openai_api_base and not settings.openai_api_key:
+        return None
+    return ModelServer(
+        settings.openai_api_base or _OPENAI,
+        settings.openai_api_key,
+        default_model=settings.default_model,
+        prices=(settings.input_price, settings.output_price),
     )
+
+
+def _proxy_root(base: str) -> str:
+    return base.rstrip("/").removesuffix("/v1")
 
 
 class NoLanguageModel:

@@ -16,10 +16,10 @@ from activities.language_models.faults import ServerError, read_error, to_fault
 from activities.language_models.wire import Patience, ask, drain, make_client, open_stream, read_events, read_json
 from activities.ports import ModelEnd, ModelInfo, ModelMessage, ModelRequest, ModelText, RequestedCall, ToolSchema
 
-_END_MARK = "[DONE]"
+END_MARK = "[DONE]"
 _OK = 200
 _REMEMBERED_S = 60.0
-_COMPLETION_TOKENS_HOSTS = ("api.openai.com", ".openai.azure.com")
+COMPLETION_TOKENS_HOSTS = ("api.openai.com", ".openai.azure.com")
 """Where a request that says `max_tokens` is refused for today's models."""
 
 
@@ -46,7 +46,7 @@ class OpenAICompatibleModel:
         self._patience = patience or Patience()
         self._client = make_client(server.base_url.rstrip("/"), self._patience)
         host = urlsplit(server.base_url).hostname or ""
-        self._bound_name = "max_completion_tokens" if host.endswith(_COMPLETION_TOKENS_HOSTS) else "max_tokens"
+        self._bound_name = "max_completion_tokens" if host.endswith(COMPLETION_TOKENS_HOSTS) else "max_tokens"
         self._offered_first = ""
         self._known: list[ModelInfo] = []
         self._known_until = 0.0
@@ -72,7 +72,7 @@ class OpenAICompatibleModel:
                 raise _fault(error, request, model)
             async with aclosing(read_events(response, self._patience)) as events:
                 async for event in events:
-                    if event.data == _END_MARK:
+                    if event.data == END_MARK:
                         yield answer.end()
                         await drain(events)
                         return

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 
 from activities.files.store import DiskFileStore
 from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
-from activities.ports import FileStore, LanguageModel, Runtime, Template
+from activities.language_models.passthrough import NoChatCompletions
+from activities.ports import ChatCompletions, FileStore, LanguageModel, Runtime, Template
 from api.app import create_app
 from api.log import redact
 from api.services import ApiConfig, Services
@@ -79,7 +80,12 @@ def models() -> LanguageModel:
 
 
 @pytest.fixture
-async def services(  # noqa: PLR0917 -- a fixture's arguments are given by name
+def completions() -> ChatCompletions:
+    return NoChatCompletions()
+
+
+@pytest.fixture
+async def services(  # noqa: PLR0913, PLR0917 -- a fixture's arguments are given by name
     config: ApiConfig,
     database: Database,
     database_url: str,
@@ -88,6 +94,7 @@ async def services(  # noqa: PLR0917 -- a fixture's arguments are given by name
     templates: Mapping[str, Template],
     runtime: Runtime,
     models: LanguageModel,
+    completions: ChatCompletions,
 ) -> AsyncIterator[Services]:
     listener = EventListener(database_url)
     yield Services(
@@ -100,7 +107,9 @@ async def services(  # noqa: PLR0917 -- a fixture's arguments are given by name
         runtime=runtime,
         secrets=SecretBox(config.secret_key),
         models=models,
+        completions=completions,
     )
+    await completions.close()
     await models.close()
     await listener.close()
 

@@ -96,7 +96,8 @@ def fuzz_operation(operation: APIOperation[Any, Any, Any, Any], account: Account
             return
         case.validate_response(response, checks=[not_a_server_error, status_code_conformance])
         if response.status_code >= 400 and case.method != "HEAD":
-            assert response.headers["content-type"] == ["application/problem+json"]
+            expected = "application/json" if operation.path.startswith("/v1/") else "application/problem+json"
+            assert response.headers["content-type"] == [expected]
 
     check()
     return answers

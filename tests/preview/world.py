@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
+from activities.language_models.passthrough import NoChatCompletions
 from activities.ports import ContainerState, ContainerStatus, FileStore, Runtime, Template
 from api.app import create_app
 from api.auth.tokens import AccessTokens
@@ -254,6 +255,7 @@ async def house(
         runtime=cast("Runtime", runtime),
         secrets=SecretBox(SECRET_KEY),
         models=OpenAICompatibleModel(ModelServer("http://127.0.0.1:1/v1")),
+        completions=NoChatCompletions(),
     )
 
     @asynccontextmanager
