@@ -35,7 +35,10 @@ _QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|insufficien
 _BUDGET = re.compile(r"budget_exceeded|Budget has been exceeded|ExceededBudget", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"Invalid model name passed|model_not_found|does not exist", re.IGNORECASE)
 
-_SECRETS = re.compile(r"\bsk-[\w.\-*…]+|\b[0-9a-f]{32,}\b|(?i:bearer\s+)\S+")
+_SECRETS = re.compile(
+    r"\bsk-[\w.\-*…]+|\b[0-9a-f]{32,}\b|(?i:bearer\s+)\S+"  # keys and their hashes
+    r"|\bhttps?://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"  # and where our own servers are
+)
 _WRAPPING = re.compile(r"^(?:(?:litellm\.)?\w+(?:Error|Exception|Timeout)(?::| -) *)+")
 _WORD = re.compile(r"[\w.\-]{1,64}")
 _DETAIL_LIMIT = 300

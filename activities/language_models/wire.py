@@ -99,16 +99,16 @@ async def read_events(response: httpx.Response, patience: Patience) -> AsyncGene
     held = _Held(response.stream)
     response.stream = held
     limit = patience.first_event_s
-    async with aclosing(EventSource(response).aiter_sse()) as events:
-        while True:
-            with _told_of_faults():
+    with _told_of_faults():
+        async with aclosing(EventSource(response).aiter_sse()) as events:
+            while True:
                 async with asyncio.timeout(limit):
                     event = await anext(events, None)
-            if event is None:
-                return
-            held.size = 0
-            limit = patience.between_events_s
-            yield event
+                if event is None:
+                    return
+                held.size = 0
+                limit = patience.between_events_s
+                yield event
 
 
 class _Held(httpx.AsyncByteStream):

@@ -208,6 +208,15 @@ async def test_a_spent_budget_is_said_and_can_be_raised(model: OpenAICompatibleM
     assert (await listen(model, asked))[0] == "x"
 
 
+async def test_calls_at_once_within_a_budget_are_not_refused_for_what_they_might_cost(
+    model: OpenAICompatibleModel, keys: LiteLLMKeys
+) -> None:
+    key = await keys.create(1, budget_usd=Decimal("0.5"))
+    might_cost_nearly_a_dollar = request("hi", key=key, max_output_tokens=8192)
+    answers = await asyncio.gather(*(listen(model, might_cost_nearly_a_dollar) for _ in range(5)))
+    assert len(answers) == 5
+
+
 async def test_a_revoked_key_stops_at_once(model: OpenAICompatibleModel, keys: LiteLLMKeys) -> None:
     key = await keys.create(1, budget_usd=None)
     await listen(model, request("hi", key=key))

@@ -237,6 +237,7 @@ async def test_a_senseless_retry_after_is_none(value: str) -> None:
     [
         ("Unknown parameter: 'frob'", True),
         ("Bad key sk-abcdef0123456789 used", True),
+        ("Nobody at http://10.1.2.3:4000/v1 or 10.1.2.3:4000", True),
         ("Cannot parse 'my password is swordfish and my'", False),
         ("Moderated: short one", False),
     ],
@@ -253,7 +254,7 @@ async def test_a_fault_holds_neither_keys_nor_the_prompt(message: str, shown: bo
     for status in (400, 500):
         text = str(await fault_of(answering(status, {"error": {"message": message}}), asked))
         assert (message.split(" ", maxsplit=1)[0] in text) is shown
-        for private in ("abcdef", "swordfish", "short one"):
+        for private in ("abcdef", "swordfish", "short one", "10.1.2.3"):
             assert private not in text
 
 
