@@ -1,6 +1,6 @@
 """The API on a real uvicorn over a real Postgres. Temporal and the engine are away unless a test brings them."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -23,6 +23,7 @@ from storage.event_listener import EventListener
 from storage.event_log import EventReader
 from storage.secret_box import SecretBox
 from tests.api.stand import AbsentRuntime, Account, browsing, free_port, register, serving
+from tests.api.temporal_server import TemporalServer
 from workers.templates import load_templates
 
 SECRET_KEY = "a secret of the tests, at least 32 bytes long"
@@ -71,6 +72,17 @@ def templates() -> Mapping[str, Template]:
 @pytest.fixture
 def temporal() -> TemporalGateway:
     return TemporalGateway(f"127.0.0.1:{free_port()}", "default")
+
+
+@pytest.fixture(scope="session")
+def temporal_server() -> Iterator[TemporalServer]:
+    """One for all tests that need it, as their `temporal`; it has no workers."""
+    server = TemporalServer()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture
