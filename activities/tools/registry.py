@@ -47,7 +47,9 @@ def parse(tool: AnyTool, arguments_text: str) -> BaseModel:
     try:
         return tool.arguments.model_validate_json(arguments_text.strip() or "{}", strict=True)
     except ValidationError as error:
-        complaints = [_complaint(item["loc"], item["msg"]) for item in error.errors(include_url=False)]
+        complaints = [
+            _complaint(item["loc"], item["msg"]) for item in error.errors(include_url=False, include_input=False)
+        ]
         more = len(complaints) - _MAX_COMPLAINTS
         if more > 0:
             complaints[_MAX_COMPLAINTS:] = [f"and {more} more"]

@@ -122,7 +122,7 @@ def _options(query: Query) -> list[str]:
         *(["--ignore-case"] if query.ignore_case else []),
         f"--regexp={query.pattern}",
         "--",
-        query.path or ".",
+        f"./{query.path}",
     ]
 
 

@@ -42,6 +42,8 @@ async def test_lines_are_found_with_their_numbers(task: World) -> None:
     assert await search(task, "THREE") == ["No matches."]
     assert await search(task, "THREE", ignore_case=True) == ["src/a.js", "3:Three"]
     assert await search(task, "--files") == ["No matches."]
+    task.write("-", "two\n")
+    assert await search(task, "two", path="-") == ["-", "1:two"]
 
 
 async def test_lines_around_are_shown_once(task: World) -> None:
