@@ -13,6 +13,7 @@ import pytest
 import websockets
 from fastapi import FastAPI
 from sqlalchemy import text
+from temporalio.client import Client
 from websockets import ClientConnection
 
 from api import sse
@@ -165,16 +166,41 @@ async def test_cancel_is_for_the_task_whose_turn_it_is(stand: AgentStand, tempor
         assert await signals_of(await temporal.client(), queued["id"]) == []
 
 
-async def test_leaving_stops_nothing(stand: AgentStand) -> None:
-    for number in range(10):
-        chat = await stand.chat()
-        async with connected(stand, chat, since=0) as socket:
-            await say(socket, type="message", content=f"message {number}")
+class SlowTemporal(TemporalGateway):
+    """Takes a second to say that it is there."""
 
-        async def sent(chat: str = chat) -> bool:
-            return len((await stand.call("GET", f"/api/chat/{chat}/messages")).json()["items"]) == 1
+    async def require(self) -> Client:
+        await asyncio.sleep(1)
+        return await super().require()
 
-        await until(sent)
+
+class TestLeaving:
+    @pytest.fixture
+    def temporal(self, temporal_server: TemporalServer) -> TemporalGateway:
+        return SlowTemporal(temporal_server.address, "default")
+
+    async def test_it_stops_nothing(self, stand: AgentStand, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither the client's own leaving nor being shown out takes back what was asked before."""
+        chats = [await stand.chat() for _ in range(3)]
+        async with connected(stand, chats[0]) as closing:
+            await say(closing, type="message", content="x")
+        async with connected(stand, chats[1]) as aborting:
+            await say(aborting, type="message", content="x")
+            await asyncio.sleep(0.2)
+            aborting.transport.abort()
+        monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.2)
+        async with connected(stand, chats[2]) as shown_out:
+            await say(shown_out, type="message", content="x")
+            await log_out(stand.client, stand.owner, stand.database)
+            await shown_out.wait_closed()
+            assert shown_out.close_code == 4401
+
+        async def all_are_sent() -> bool:
+            async with stand.database.reading() as session:
+                rows = await session.execute(text("SELECT DISTINCT chat_id FROM messages"))
+            return len(rows.all()) == len(chats)
+
+        await until(all_are_sent)
 
 
 async def test_a_frame_too_large_closes(stand: AgentStand) -> None:
