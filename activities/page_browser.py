@@ -1,6 +1,7 @@
 """Chromium for one page: a new profile, no privileges, no environment of ours, and one way out.
 
-The page is a user's own code, so its browser is taken for hostile: where this process is root it runs as `nobody`.
+The page is a user's own code, so its browser is taken for hostile: where this process is root it runs as `nobody`, and
+a process between the two (`activities/page_visitor.py`) listens to it.
 """
 
 import asyncio
@@ -9,47 +10,43 @@ import pwd
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
-from playwright.async_api import BrowserContext, Error, Page, Playwright, async_playwright
+from pydantic import ValidationError
+
+from activities.addresses import Resolver
+from activities.page_gateway import PageGateway
+from activities.page_view import PageView, Visit
+from activities.tools.tool import PreviewAddress
 
 PROGRAMS: Final = ("chromium", "chromium-browser", "google-chrome")
+VISITOR: Final = (sys.executable, "-m", "activities.page_visitor")
 
+_ROOT: Final = Path(__file__).parents[1]
 _USER: Final = "nobody"
-_LAUNCH_TIMEOUT_MS: Final = 20_000
-_CLOSE_TIMEOUT_S: Final = 5.0
-_FLAGS: Final = (
-    "--no-sandbox",  # its own needs rights that a container doesn't have; the user and the gateway stand in
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-breakpad",
-    "--proxy-bypass-list=<-loopback>",  # by itself it goes around a proxy to reach this machine
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # names are the gateway's to look up
-    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
-    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",  # the same, by its older name
-)
+_MAX_ANSWER: Final = 4 * 1024 * 1024
+_DRIVER_MEMORY_MB: Final = 512
+_REMOVALS: Final = 20
+_REMOVAL_PAUSE_S: Final = 0.1
 
 log = structlog.get_logger()
 
 
 class BrowserError(Exception):
-    """The browser can't be used; the message says why."""
+    """There is nothing to look at; the message says why."""
 
 
 @dataclass(frozen=True)
-class Window:
-    """How large the page is shown, in pixels."""
+class Look:
+    """How to look at a page: `wait_s` after it has loaded, in a window of so many pixels."""
 
+    wait_s: float = 2.0
     width: int = 1280
     height: int = 800
 
@@ -59,74 +56,91 @@ def find_browser() -> str | None:
     return next((path for path in map(shutil.which, PROGRAMS) if path), None)
 
 
-@asynccontextmanager
-async def open_page(program: str, gateway_port: int, window: Window) -> AsyncIterator[Page]:
-    """An empty page of a browser of its own, which goes with the block. Raises `BrowserError` when none starts."""
+async def look_at(program: str, address: PreviewAddress, path: str, look: Look, resolver: Resolver) -> PageView:
+    """Open the path of the preview in a browser of its own, which is gone when this returns or is cancelled.
+
+    Takes as long as the page lets it: bound it. Raises `BrowserError`.
+    """
     folder = await asyncio.to_thread(_prepare, program)
     try:
-        async with _playwright() as playwright, _context(playwright, folder, gateway_port, window) as context:
-            yield context.pages[0] if context.pages else await context.new_page()
+        async with PageGateway(address.url, resolver) as gateway:
+            visit = Visit(
+                preview=address.url,
+                token=address.token,
+                path=path,
+                gateway_port=gateway.port,
+                starter=str(folder / "browser"),
+                profile=str(folder / "profile"),
+                wait_s=look.wait_s,
+                width=look.width,
+                height=look.height,
+            )
+            view = await _visit(visit, folder)
+            _explain(view, gateway)
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await _remove(folder)
+    if view.error is not None:
+        found = [finding.text for finding in view.findings]
+        raise BrowserError("\n".join([f"The page can't be opened: {view.error}", *found]))
+    return view
 
 
-@asynccontextmanager
-async def _playwright() -> AsyncIterator[Playwright]:
-    starting = asyncio.create_task(async_playwright().start())
+def _explain(view: PageView, gateway: PageGateway) -> None:
+    """Say of the requests that the gateway refused why it did."""
+    for finding in view.findings:
+        reason = gateway.refusals.get(finding.target or "")
+        if reason is not None:
+            finding.text += f" ({reason})"
+
+
+async def _visit(visit: Visit, folder: Path) -> PageView:
+    process = await asyncio.create_subprocess_exec(
+        *VISITOR,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": str(_ROOT),
+            "LANG": "C.UTF-8",
+            "NODE_OPTIONS": f"--max-old-space-size={_DRIVER_MEMORY_MB}",
+        },
+        start_new_session=True,
+    )
     try:
-        playwright = await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        # Half started it would be left behind: its process is nobody's before `start` returns.
-        await _bounded((await starting).stop())
-        raise
-    try:
-        yield playwright
+        answer = await _exchange(process, visit.model_dump_json().encode() + b"\n")
     finally:
-        await _bounded(playwright.stop())
-
-
-@asynccontextmanager
-async def _context(
-    playwright: Playwright, folder: Path, gateway_port: int, window: Window
-) -> AsyncIterator[BrowserContext]:
-    profile = folder / "profile"
+        _kill(process.pid)
+        _kill_browser(folder)
+        await _reap(process)
     try:
-        context = await playwright.chromium.launch_persistent_context(
-            profile,
-            executable_path=folder / "browser",
-            args=[*_FLAGS, f"--proxy-server=socks5://127.0.0.1:{gateway_port}"],
-            env={"PATH": os.defpath, "HOME": str(profile), "TMPDIR": str(profile), "LANG": "C.UTF-8"},
-            viewport={"width": window.width, "height": window.height},
-            accept_downloads=False,
-            service_workers="block",
-            handle_sigint=False,
-            handle_sigterm=False,
-            handle_sighup=False,
-            timeout=_LAUNCH_TIMEOUT_MS,
-        )
-    except Error as error:
-        raise BrowserError(f"Chromium doesn't start: {error.message.splitlines()[0][:300]}") from error
-    try:
-        yield context
-    finally:
-        if not await _bounded(context.close()):
-            await asyncio.to_thread(_kill, folder)
+        return PageView.model_validate_json(answer)
+    except ValidationError as error:
+        log.warning("page_browser.no_answer", size=len(answer))
+        raise BrowserError(
+            "The browser ended without an answer: the page takes too much memory, or prints too much."
+        ) from error
 
 
-async def _bounded(closing: Awaitable[Any]) -> bool:
-    """Whether it was done in time, and well."""
-    with suppress(TimeoutError, Error):
-        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await closing
-            return True
-    return False
+async def _exchange(process: asyncio.subprocess.Process, question: bytes) -> bytes:
+    """What the visitor answers; stdin stays open, for it ends when that closes."""
+    if process.stdin is None or process.stdout is None:
+        raise AssertionError("both are pipes")
+    with suppress(ConnectionError):
+        process.stdin.write(question)
+        await process.stdin.drain()
+    answer = bytearray()
+    while len(answer) <= _MAX_ANSWER and (piece := await process.stdout.read(_MAX_ANSWER)):
+        answer += piece
+    return bytes(answer)
 
 
-# --- processes --------------------------------------------------------------------------------------------------
+# --- processes and folders --------------------------------------------------------------------------------------
 
 
 def _prepare(program: str) -> Path:
     """A folder with the profile and the program that starts the browser in it, as who it is to be."""
+    command = shlex.join([*_as_unprivileged(), program])
     folder = Path(tempfile.mkdtemp(prefix="studio-page-"))
     profile = folder / "profile"
     profile.mkdir(mode=0o700)
@@ -135,7 +149,6 @@ def _prepare(program: str) -> Path:
         entry = pwd.getpwnam(_USER)
         os.chown(profile, entry.pw_uid, entry.pw_gid)
     starter = folder / "browser"
-    command = shlex.join([*_as_unprivileged(), program])
     # The process id is the browser's own, from here through every exec. Nobody but us can change the note of it.
     starter.write_text(f'#!/bin/sh\necho $$ > {shlex.quote(str(folder / "pid"))}\nexec {command} "$@"\n')
     starter.chmod(0o700)
@@ -155,8 +168,30 @@ def _as_unprivileged() -> list[str]:
     return [*words, "--"]
 
 
-def _kill(folder: Path) -> None:
-    """Kill a browser that didn't close, with all its processes: Playwright gave it a group of its own."""
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _kill_browser(folder: Path) -> None:
+    """Kill the browser with all its processes: the driver gave it a group of its own."""
     with suppress(OSError, ValueError):
-        os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
-        log.warning("page_browser.killed")
+        pid = int((folder / "pid").read_text())
+        if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():  # and nobody who got its number since
+            _kill(pid)
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """Wait for what was killed, whatever comes: this ends at once."""
+    while process.returncode is None:
+        with suppress(asyncio.CancelledError):
+            await process.wait()
+
+
+async def _remove(folder: Path) -> None:
+    """Remove the folder; a dying browser may still write into it for a moment."""
+    for _ in range(_REMOVALS):
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if not await asyncio.to_thread(folder.exists):
+            return
+        await asyncio.sleep(_REMOVAL_PAUSE_S)

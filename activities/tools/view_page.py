@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field, StringConstraints
 
 from activities.addresses import PublicResolver, Resolver
-from activities.page_browser import PROGRAMS, BrowserError, Window, find_browser
-from activities.page_visit import MAX_TEXT, PageView, visit
+from activities.page_browser import PROGRAMS, BrowserError, Look, find_browser, look_at
+from activities.page_view import MAX_TEXT, PageView
 from activities.tools.arguments import ToolArguments
 from activities.tools.bounds import bounded
 from activities.tools.dev_server import describe
@@ -77,11 +77,9 @@ class ViewPage(Tool[ViewPageArguments]):
 
     async def _visit(self, program: str, context: ToolContext, arguments: ViewPageArguments) -> PageView:
         address = await context.preview.open()
-        window = Window(arguments.width, arguments.height)
+        look = Look(arguments.wait_s, arguments.width, arguments.height)
         try:
-            return await visit(
-                program, address, arguments.path, wait_s=arguments.wait_s, window=window, resolver=self._resolver
-            )
+            return await look_at(program, address, arguments.path, look, self._resolver)
         except BrowserError as error:
             raise ToolFailure(str(error)) from error
 
@@ -100,9 +98,9 @@ def _present(view: PageView) -> str:
             bounded(view.text.strip(), MAX_TEXT, cut="end") or "(none)",
         ]
     lines += ["", "Console errors and warnings, exceptions, failed requests:"]
-    lines += [f"- {finding}" for finding in view.findings] or ["(none)"]
-    if view.dropped:
-        lines.append(f"- and {view.dropped:,} more")
+    lines += [f"- {finding.text}" for finding in view.findings] or ["(none)"]
+    if view.more_findings:
+        lines.append("- and more, which were not kept")
     if view.image is not None:
         lines += ["", "A screenshot was kept for the project's owner."]
     return bounded("\n".join(lines))
