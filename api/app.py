@@ -40,6 +40,7 @@ from api.preview.gate import PreviewGate
 from api.projects import router as projects
 from api.services import ApiConfig, Services
 from api.templates import router as templates
+from api.ui_messages import router as ui_messages
 from api.usage import router as usage
 from api.users import router as users
 
@@ -51,6 +52,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     events.router,
     agent.router,
     chats.router,
+    ui_messages.router,
     consoles.router,
     environment.router,
     operations.router,

@@ -30,7 +30,8 @@ COMPLETION_BODY_LIMIT = 10 * 1024 * 1024
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _STREAMED_BODY = re.compile(r"/api/projects/[^/]+/(files/(?s:.+)|archive)")
-_BATCH_BODY = re.compile(r"/api/projects/[^/]+/files:batch")
+_BATCH_BODY = re.compile(r"/api/projects/[^/]+/files:batch|/api/chat/[^/]+/ui")
+"""The AI SDK's clients send their whole chat each time."""
 _SECRET_ANSWERS = ("/api/auth", "/api/users")
 
 _SECURITY_HEADERS = {
@@ -228,4 +229,12 @@ CORS_REQUEST_HEADERS = (
     "Range",
     "X-Request-ID",
 )
-CORS_EXPOSED_HEADERS = ("Location", "ETag", "X-Request-ID", "Retry-After", "Content-Range", "Idempotency-Replayed")
+CORS_EXPOSED_HEADERS = (
+    "Location",
+    "ETag",
+    "X-Request-ID",
+    "Retry-After",
+    "Content-Range",
+    "Idempotency-Replayed",
+    "X-Vercel-AI-UI-Message-Stream",
+)

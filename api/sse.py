@@ -49,15 +49,18 @@ def event_frame(event: Event) -> ServerSentEvent:
     return ServerSentEvent(id=str(event.seq), event=event.type, data=event.model_dump_json(exclude_none=True))
 
 
-def event_stream(frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck) -> EventSourceResponse:
+def event_stream(
+    frames: AsyncIterator[ServerSentEvent], *, allowed: AccessCheck, cut_short: ServerSentEvent | None = None
+) -> EventSourceResponse:
     """Answer with `frames` until they end, the client leaves, the server stops, or `allowed` says False.
 
     `allowed` is asked every ten seconds, see api/auth/access.py. `frames` is closed whichever way it ends; a client
-    that takes nothing for a minute is cut off.
+    that takes nothing for a minute is cut off. `cut_short` is the last frame of a stream that ends before its frames,
+    for clients that can't tell it from a whole one otherwise.
     """
     shutdown = anyio.Event()
     return _Stream(
-        _until_the_end(frames, shutdown, allowed),
+        _until_the_end(frames, shutdown, allowed, cut_short),
         headers=_HEADERS,
         ping=PING_S,
         ping_message_factory=lambda: ServerSentEvent(comment="ping"),
@@ -92,7 +95,7 @@ class _Ending:
 
 
 async def _until_the_end(
-    frames: AsyncIterator[Item], shutdown: anyio.Event, allowed: AccessCheck
+    frames: AsyncIterator[Item], shutdown: anyio.Event, allowed: AccessCheck, cut_short: Item | None = None
 ) -> AsyncIterator[Item]:
     ending = _Ending()
     watching = asyncio.create_task(_watch(ending, shutdown, allowed), name="stream watcher")
@@ -104,8 +107,10 @@ async def _until_the_end(
                 except StopAsyncIteration:
                     return
             if ending.over:
-                return
+                break
             yield frame
+        if cut_short is not None:
+            yield cut_short
     finally:
         watching.cancel()
         if isinstance(frames, AsyncGenerator):

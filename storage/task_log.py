@@ -21,6 +21,15 @@ SELECT last_seq, (
 ) AS final_seq
 FROM projects WHERE id = :project_id
 """)
+_TOLD_TEXTS: Final = text("""
+SELECT CAST(data->>'step' AS int) AS n, string_agg(data->>'text', '' ORDER BY seq) AS text FROM events
+WHERE task_id = :task_id AND type = 'text.delta' AND seq <= :upto AND seq > coalesce((
+    SELECT max(resets.seq) FROM events AS resets
+    WHERE resets.task_id = :task_id AND resets.type = 'step.reset' AND resets.seq <= :upto
+      AND resets.data->>'step' = events.data->>'step'
+), 0)
+GROUP BY 1
+""")
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,9 @@ async def task_ids(session: AsyncSession, chat_id: UUID) -> set[str]:
     """The chat's tasks, as events name them."""
     query = select(AgentTaskRow.id).where(AgentTaskRow.chat_id == chat_id).order_by(AgentTaskRow.id.desc())
     return {str(task_id) for task_id in await session.scalars(query.limit(MAX_TASKS))}
+
+
+async def told_texts(session: AsyncSession, task_id: UUID, *, upto: int) -> dict[int, str]:
+    """What each step's watchers have been told of its text by event `upto`, without what a retry has dropped."""
+    rows = await session.execute(_TOLD_TEXTS, {"task_id": task_id, "upto": upto})
+    return {row.n: row.text for row in rows}

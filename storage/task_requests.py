@@ -161,6 +161,12 @@ async def current(session: AsyncSession, chat_id: UUID) -> UUID | None:
     return (await session.scalars(query)).first()
 
 
+async def last_ended(session: AsyncSession, chat_id: UUID) -> UUID | None:
+    """The newest of the chat's tasks that have ended, or None."""
+    query = select(AgentTaskRow.id).where(AgentTaskRow.chat_id == chat_id, AgentTaskRow.state.in_(FINAL_STATES))
+    return (await session.scalars(query.order_by(AgentTaskRow.id.desc()).limit(1))).first()
+
+
 async def delete_chat(session: AsyncSession, chat: ChatRecord) -> list[UUID]:
     """Remove a chat with its messages and tasks, and return the tasks that hadn't ended.
 

@@ -171,6 +171,12 @@ async def last(session: AsyncSession, task_id: UUID) -> int:
     return await session.scalar(select(func.coalesce(func.max(TaskStep.n), 0)).where(TaskStep.task_id == task_id)) or 0
 
 
+async def texts(session: AsyncSession, task_id: UUID) -> dict[int, str]:
+    """The text of each step that has its answer."""
+    rows = await session.execute(select(TaskStep.n, TaskStep.text).where(TaskStep.task_id == task_id))
+    return {row.n: row.text for row in rows}
+
+
 async def add(session: AsyncSession, task_id: UUID, step: StepRecord, calls: Sequence[NewCall] = ()) -> None:
     """Store an answer with its calls; what it cost is added by `set_usage`."""
     session.add(TaskStep(task_id=task_id, n=step.n, text=storable(step.text), finish_reason=step.finish_reason))

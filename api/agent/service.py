@@ -43,7 +43,7 @@ async def create(services: Services, user_id: int, body: TaskIn, claim: Claim | 
         mode=TaskMode.AGENT,
         prompt=body.prompt,
         model=await wanted_model(services, body.model),
-        tools=_known_tools(body.tools),
+        tools=known_tools(body.tools),
         approval_mode=body.approval_mode,
         max_steps=body.max_steps,
         budget_usd=body.budget_usd,
@@ -158,7 +158,8 @@ async def wanted_model(services: Services, name: str | None) -> str:
     return chosen
 
 
-def _known_tools(names: list[str] | None) -> list[str] | None:
+def known_tools(names: list[str] | None) -> list[str] | None:
+    """The tools to offer, each once. Raises `InvalidError` `unknown_tool`."""
     unknown = [name for name in names or [] if name not in _TOOLS]
     if unknown:
         detail = f"There is no tool {unknown[0]!r}; there are {', '.join(sorted(_TOOLS))}."
