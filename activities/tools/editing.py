@@ -18,8 +18,9 @@ _DIFF_LINES = 2_000
 """Lines that are compared, old and new ones together: comparing takes the square of their number at worst."""
 
 _TOLD_LINES = 10
-_SEARCHED_LINES = 2_000
+_SEARCHED_LINES = 10_000
 _COMPARED = 160
+_ALIKE = 0.5
 _STARTS = 50
 _HUNK = re.compile(r"@@ -(\d+)(,\d+)? \+(\d+)(,\d+)? @@")
 
@@ -115,12 +116,22 @@ def _nearest(text: str, search: str) -> str:
     if starts:
         start = max(starts, key=lambda number: _common(plain[number:], wanted))
         return _first_difference(lines, start, wanted, _common(plain[start:], wanted))
-    cut = [line[:_COMPARED] for line in plain[:_SEARCHED_LINES]]
-    close = difflib.get_close_matches(wanted[0][:_COMPARED], cut, n=1, cutoff=0.5)
-    if not close:
+    pairs = _pairs(wanted[0])
+    likeness = [_likeness(pairs, _pairs(line)) for line in plain[:_SEARCHED_LINES]]
+    best = max(likeness)
+    if best < _ALIKE:
         return "No line is like it; read the file again"
-    number = cut.index(close[0])
+    number = likeness.index(best)
     return f"The nearest is line {number + 1}: {_quoted(lines[number])}"
+
+
+def _pairs(line: str) -> set[str]:
+    """The pairs of neighbouring characters: compared in a time that grows with the text, not with its square."""
+    return {line[place : place + 2] for place in range(min(len(line), _COMPARED) - 1)}
+
+
+def _likeness(one: set[str], other: set[str]) -> float:
+    return 2 * len(one & other) / (len(one) + len(other) or 1)
 
 
 def _common(lines: Sequence[str], wanted: Sequence[str]) -> int:
