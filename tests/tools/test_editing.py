@@ -19,7 +19,7 @@ LINES = st.lists(st.text("ab {é\u2028\x0c", max_size=6), max_size=12)
 WORD = st.text("ab {é\n", min_size=1, max_size=4)
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(LINES, WORD, WORD, st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())
 def test_an_edit_is_a_replacement_or_refused(
     lines: list[str], search: str, replacement: str, line_break: str, mark: bool, every: bool
@@ -40,7 +40,7 @@ def test_an_edit_is_a_replacement_or_refused(
     assert result == ("\ufeff" if mark else "") + (wanted.replace("\n", line_break) if has_breaks else wanted)
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(st.text("abc\n", min_size=1, max_size=30), st.data())
 def test_edits_can_be_taken_back(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text) - 1))

@@ -19,7 +19,7 @@ VALUE = st.recursive(
 PROSE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<`~"), max_size=60)
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(
     PROSE, st.lists(st.tuples(NAME, st.dictionaries(TEXT, VALUE, max_size=3)), min_size=1, max_size=3), st.booleans()
 )
@@ -34,7 +34,7 @@ def test_what_is_rendered_is_parsed(prose: str, calls: list[tuple[str, dict[str,
     assert parse(answer) == parsed
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(st.lists(TEXT, max_size=8).map("".join))
 def test_no_answer_breaks_it(text: str) -> None:
     parsed = parse(text)
