@@ -100,8 +100,8 @@ async def resume_ui_stream_by_default(
 @router.post(
     "/{chat_id}/ui/stop",
     status_code=status.HTTP_202_ACCEPTED,
+    response_model=TaskOut,
     responses={
-        202: {"model": TaskOut},
         204: {"description": "Nothing runs."},
         **problems(401, 403, 404, 422),
     },
