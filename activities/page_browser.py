@@ -32,6 +32,7 @@ _ROOT: Final = Path(__file__).parents[1]
 _USER: Final = "nobody"
 _MAX_ANSWER: Final = 4 * 1024 * 1024
 _DRIVER_MEMORY_MB: Final = 512
+_DRAIN_S: Final = 2.0
 _REMOVALS: Final = 20
 _REMOVAL_PAUSE_S: Final = 0.1
 
@@ -182,10 +183,14 @@ def _kill_browser(folder: Path) -> None:
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:
-    """Wait for what was killed, whatever comes: this ends at once."""
+    """Wait for what was killed, whatever comes: this ends at once. What it still said is read, to free its pipe."""
     while process.returncode is None:
         with suppress(asyncio.CancelledError):
             await process.wait()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_S):
+            while process.stdout is not None and await process.stdout.read(_MAX_ANSWER):
+                pass
 
 
 async def _remove(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real browser on pages of a server of these tests, and through the real proxy and gate of previews."""
+"""A real browser on pages of a server of these tests."""
 
 import asyncio
 import os
@@ -7,41 +7,25 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from activities import page_browser
 from activities.addresses import Endpoint, PublicResolver, Resolver
-from activities.preview_access import PreviewAccesses
 from activities.tools.tool import (
     DevServerView,
     PreviewAccess,
     PreviewAddress,
-    ToolContext,
     ToolFailure,
     ToolKind,
     ToolResult,
 )
 from activities.tools.view_page import ViewPage, ViewPageArguments
-from storage.engine import Database
-from tests.preview.world import DOMAIN, house
 from tests.tools.site import Site, answer, moved, site
-from workflows.contracts.names import ProjectRef
+from tests.tools.viewing import RunningServer, context
 
 TOKEN = "pvt_of_the_test"
-
-
-class RunningServer:
-    """A dev server that runs, or stands as it is told."""
-
-    def __init__(self, view: DevServerView | None = None) -> None:
-        self.stands = view or DevServerView("running", None, None, None)
-        self.started = 0
-
-    async def start(self) -> DevServerView:
-        self.started += 1
-        return self.stands
 
 
 class SitePreview(PreviewAccess):
@@ -82,19 +66,6 @@ async def app(body: str, **others: bytes) -> AsyncIterator[Site]:
     }
     async with site({**pages, **gate}) as server:
         yield server
-
-
-def context(preview: PreviewAccess, server: RunningServer | None = None) -> ToolContext:
-    return ToolContext(
-        id="call",
-        ref=ProjectRef(1, 2),
-        files=cast("Any", None),
-        runtime=cast("Any", None),
-        notes=cast("Any", None),
-        output=cast("Any", None),
-        dev_server=cast("Any", server or RunningServer()),
-        preview=preview,
-    )
 
 
 async def view(server: Site, resolver: Resolver | None = None, **arguments: Any) -> ToolResult:
@@ -167,8 +138,7 @@ async def test_a_page_that_leads_elsewhere_is_not_followed(way: str) -> None:
 
 
 @pytest.mark.browser
-async def test_a_page_that_keeps_itself_busy_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.page_visit._QUESTION_S", 1.0)
+async def test_a_page_that_keeps_itself_busy_is_left() -> None:
     async with app("<script>setTimeout(() => { while (true); }, 100)</script>") as server:
         result = await view(server)
     assert "too busy to be read" in result.text
@@ -235,6 +205,16 @@ async def test_a_browser_that_does_not_start_is_said_to_be_so(tmp_path: Path) ->
             await ViewPage(program=program).run(context(SitePreview(server.port)), ViewPageArguments())
 
 
+@pytest.mark.parametrize("visitor", ["yes", "exit 1", "kill -9 $$", "echo '{}x'"])
+async def test_a_visitor_that_babbles_or_dies_harms_nobody(
+    visitor: str, monkeypatch: pytest.MonkeyPatch, folders: list[Path]
+) -> None:
+    monkeypatch.setattr(page_browser, "VISITOR", ("/bin/sh", "-c", visitor))
+    with pytest.raises(ToolFailure, match="ended without an answer"):
+        await ViewPage(program="/bin/false").run(context(SitePreview(1)), ViewPageArguments())
+    assert not folders[0].exists()
+
+
 async def test_without_a_browser_other_means_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("activities.tools.view_page.find_browser", lambda: None)
     server = RunningServer()
@@ -260,25 +240,3 @@ def test_looking_has_no_effects() -> None:
 def test_paths_that_are_none(path: str) -> None:
     with pytest.raises(ValueError, match="path"):
         ViewPageArguments(path=path)
-
-
-@pytest.mark.browser
-async def test_the_service_gets_into_a_preview_as_its_owner_does(
-    database: Database, database_url: str, tmp_path: Path
-) -> None:
-    async with house(database, database_url, tmp_path) as previews:
-        project = await previews.new_project()
-        access = PreviewAccesses(database, scheme="http", domain=DOMAIN, port=previews.port).of(project.ref)
-        async with previews.app_of(project):
-            previews.seen.clear()
-            result = await ViewPage().run(context(access), ViewPageArguments(path="/some/where?a=1#x", wait_s=0))
-        assert "Path: /some/where?a=1#x\nHTTP status: 200" in result.text
-        assert '{"ok":true}' in result.text
-        first = previews.seen[0]
-        headers = {name.lower(): value for name, value in first["headers"]}
-        assert first["url"].endswith("/some/where?a=1")
-        assert headers["x-preview-user"] == str(project.user_id)
-        assert "cookie" not in headers
-        assert "pvt_" not in str(previews.seen)
-        address = await access.open()
-        assert address.token not in repr(address)
