@@ -188,7 +188,9 @@ class Runtime(Protocol):
         """A ledger command's output from `offset` on as it comes; its status last, once it has ended."""
 
     async def kill_command(self, ref: ProjectRef, command_id: str) -> None:
-        """Kill a ledger command's process tree; ended or unknown is success."""
+        """Kill a ledger command's process tree; ended is success. One that hasn't begun never will: its start, should
+        it still be on its way, finds it ended with exit code 137.
+        """
 
     def terminal(
         self, ref: ProjectRef, *, session: str | None, cols: int, rows: int

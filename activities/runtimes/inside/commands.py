@@ -79,13 +79,26 @@ def follow(arguments: Mapping[str, Any]) -> int:
 
 
 def kill(arguments: Mapping[str, Any]) -> int:
-    """`{folder, id, token}`: end its tree, then wait until its end is written down."""
-    code = runs.kill(arguments)
+    """`{folder, id, token}`: end its tree and wait until its end is written down; one that hasn't begun never will."""
     folder = _path(arguments)
+    _forbid(folder)
+    code = runs.kill(arguments)
     deadline = time.monotonic() + 5
     while _held(folder) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return code
+
+
+def _forbid(folder: Path) -> None:
+    """A start that was sent before the kill and arrives after it finds that the command has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _claim(folder)
+    if lock is None:
+        return
+    if not (folder / "started").exists():
+        _durably(folder, "exit", json.dumps({"exit_code": _KILLED, "note": "killed before it began"}).encode())
+        _durably(folder, "started", b"")
+    os.close(lock)
 
 
 def _path(arguments: Mapping[str, Any]) -> Path:
