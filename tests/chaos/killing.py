@@ -1,0 +1,108 @@
+"""Processes of a stack that die at moments of chance, which a seed repeats."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+from uuid import uuid4
+
+import psutil
+
+from tests.chaos.world import World, until
+
+SEED: Final = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
+
+
+class Workers:
+    """The stack's worker, and one beside it that is there again at once: the stack takes its time after each death."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._held = AsyncExitStack()
+        self._ready = world.stack.data / f"{uuid4().hex}.ready"
+
+    async def kill(self) -> None:
+        """Both at once; the one beside begins anew."""
+        if lives("worker", self._world):
+            self._world.kill("worker")
+        await self.close()
+        await self.start()
+
+    async def start(self) -> None:
+        self._ready.unlink(missing_ok=True)
+        await self._held.enter_async_context(self._world.process("workers.worker", READY_FILE=str(self._ready)))
+
+    async def close(self) -> None:
+        await self._held.aclose()
+
+    async def until_up(self) -> None:
+        async def works() -> bool:
+            return self._ready.exists()
+
+        await until(works, "a worker", 60)
+
+
+@asynccontextmanager
+async def two_workers(world: World) -> AsyncIterator[Workers]:
+    workers = Workers(world)
+    try:
+        await workers.start()
+        await workers.until_up()
+        yield workers
+    finally:
+        await workers.close()
+
+
+class Killer:
+    """Kills as the task under test advances: `step` says how far it is."""
+
+    def __init__(self, world: World, chance: random.Random, step: Callable[[], int]) -> None:
+        self.kills = 0
+        self._world = world
+        self._chance = chance
+        self._step = step
+
+    async def workers(self, workers: Workers, moments: list[int]) -> None:
+        await self._at(moments, workers.kill, workers.until_up)
+
+    async def part(self, part: str, moments: list[int]) -> None:
+        """A part that the stack starts again."""
+        said = 0
+
+        async def kill() -> None:
+            nonlocal said
+            while not lives(part, self._world):  # noqa: ASYNC110 -- a process that no event reaches
+                await asyncio.sleep(0.05)
+            said = self._world.kill(part, signal.SIGKILL)
+
+        async def back() -> None:
+            if said:
+                await asyncio.to_thread(
+                    self._world.stack.wait_line, part, "ready again after", timeout_s=60, since=said
+                )
+
+        await self._at(moments, kill, back)
+
+    async def _at(
+        self, moments: list[int], kill: Callable[[], Awaitable[None]], back: Callable[[], Awaitable[None]]
+    ) -> None:
+        """One death at each of these steps, somewhere within it; half of the time once the last is overcome."""
+        for moment in moments:
+            while self._step() < moment:  # noqa: ASYNC110 -- it is told by a stream that comes and goes
+                await asyncio.sleep(0.02)
+            if self._chance.random() < 0.5:
+                await back()
+            await asyncio.sleep(self._chance.uniform(0, 0.8))
+            await kill()
+            self.kills += 1
+
+
+def lives(part: str, world: World) -> bool:
+    """Whether the process of its file does: a dead one's file stays until its successor's start."""
+    try:
+        return psutil.Process(world.stack.pid(part)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
