@@ -6,7 +6,7 @@ then nudge the task's workflow.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
@@ -18,28 +18,12 @@ from storage import agent_tasks, chats, event_log, projects
 from storage.agent_tasks import TaskRecord, record_of
 from storage.chats import MessageRecord
 from storage.tables import AgentTaskRow, Approval, ToolCall
+from storage.task_approvals import ApprovalRecord
 from workflows.contracts.agent_tasks import FINAL_STATES, ApprovalKind, ApprovalState, CallState, Decision
 from workflows.contracts.errors import ConflictError, InvalidError, NotFoundError
 from workflows.contracts.events import EventType, NewEvent
 
 _RESULT_SHOWN: Final = 4000
-
-
-@dataclass(frozen=True)
-class ApprovalRecord:
-    """A question and what was said; see `storage.tables.Approval`."""
-
-    id: UUID
-    task_id: UUID
-    step: int
-    call_id: str | None
-    kind: str
-    state: str
-    decision: str | None
-    note: str | None
-    requested_at: datetime
-    expires_at: datetime
-    resolved_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -254,7 +238,7 @@ def _settle_call(row: AgentTaskRow, call: ToolCall, answer: _Answer) -> list[New
 
 def denial(note: str | None) -> str:
     """What the model is told of a call that its user has denied."""
-    said = "The user has denied this call; it was not run."
+    said = "Not done. The user did not allow it."
     return f"{said} They say: {note}" if note else said
 
 

@@ -16,7 +16,8 @@ from sqlalchemy.orm import aliased
 from storage import agent_tasks
 from storage.agent_tasks import TaskRecord, record_of
 from storage.tables import AgentTaskRow, Approval, TaskStep, ToolCall
-from storage.task_decisions import ApprovalRecord, approval_record
+from storage.task_approvals import ApprovalRecord
+from storage.task_decisions import approval_record
 
 SHOWN_STEPS: Final = 20
 """In a list: the newest steps of each task."""

@@ -19,7 +19,7 @@ from storage import chats, idempotency, task_decisions, task_requests, task_view
 from storage.agent_tasks import TaskRecord
 from storage.chats import MessageRecord
 from storage.idempotency import Claim
-from storage.task_decisions import ApprovalRecord
+from storage.task_approvals import ApprovalRecord
 from storage.task_requests import Begun, NewTask
 from workflows.contracts.agent_tasks import AgentTaskInput, CancelReason, TaskMode
 from workflows.contracts.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
