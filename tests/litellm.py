@@ -77,9 +77,10 @@ def litellm_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMP
 
 def _start_keeper(folder: Path) -> LiteLLMProxy:
     log = folder / "keeper.log"
-    with log.open("wb") as output:
+    if not (folder / "failed").exists():  # once is enough: the next test would wait as long for the same
         words = ["setsid", "--fork", sys.executable, "-m", "tests.litellm", str(folder)]
-        subprocess.run(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True)
+        with log.open("wb") as output:
+            subprocess.run(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True)
     deadline = time.monotonic() + _BOOT_S
     while time.monotonic() < deadline and not (folder / "failed").exists():
         if proxy := _read(folder):
