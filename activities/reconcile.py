@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.agent.recovery import TaskRecovery
 from activities.ports import ContainerState, ContainerStatus, Runtime
 from activities.working import working
-from storage import dev_servers, expiry, model_keys, operations, projects
+from storage import dev_servers, expiry, model_keys, operations, projects, users
 from storage.dev_servers import StandingCommand
 from storage.engine import Database
 from storage.secret_box import SecretBox
@@ -22,9 +22,11 @@ from workflows.contracts.names import (
     ProjectRef,
     delete_project_id,
     dev_server_id,
+    offboard_user_id,
     onboard_user_id,
     provision_project_id,
 )
+from workflows.contracts.offboarding import OffboardInput
 from workflows.contracts.onboarding import OnboardInput
 from workflows.contracts.operations import OperationKind
 from workflows.contracts.projects import ProjectInput, ProjectState
@@ -32,6 +34,7 @@ from workflows.contracts.reconcile import ReconcileActivities, ReconcileInput, R
 from workflows.contracts.starts import (
     command_dev_server,
     start_delete_project,
+    start_offboard_user,
     start_onboard_user,
     start_provision_project,
 )
@@ -92,6 +95,7 @@ class Reconciliation(ReconcileActivities):
                 ),
                 commands=await self._resend_commands(request),
                 onboardings=await self._onboard(request),
+                offboardings=await self._offboard(request),
                 tasks=await self._tasks.mend(request),
             )
 
@@ -162,6 +166,16 @@ class Reconciliation(ReconcileActivities):
         if not request.dry_run:
             for user_id in lost:
                 await start_onboard_user(self._client, OnboardInput(user_id=user_id))
+        return lost
+
+    async def _offboard(self, request: ReconcileInput) -> list[int]:
+        """Start the deletion of users who are leaving, where none runs."""
+        async with self._database.transaction() as session:
+            leaving = await users.leaving(session, limit=_AT_MOST)
+        lost = [user_id for user_id in leaving if not await self._runs(offboard_user_id(user_id))]
+        if not request.dry_run:
+            for user_id in lost:
+                await start_offboard_user(self._client, OffboardInput(user_id=user_id))
         return lost
 
     async def _runs(self, workflow_id: str) -> bool:

@@ -145,6 +145,12 @@ async def delete(session: AsyncSession, project_id: int) -> None:
         await session.delete(row)
 
 
+async def ids_of(session: AsyncSession, user_id: int, *, limit: int) -> list[int]:
+    """The user's projects, whatever their state, oldest first."""
+    query = select(Project.id).where(Project.user_id == user_id).order_by(Project.id).limit(limit)
+    return list(await session.scalars(query))
+
+
 async def in_state(
     session: AsyncSession, state: ProjectState, *, older_than_s: float, limit: int
 ) -> list[ProjectRecord]:

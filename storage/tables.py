@@ -49,10 +49,16 @@ class Table(DeclarativeBase):
 
 
 class User(Table):
-    """A person. `email` as they wrote it, unique without regard to case. `monthly_budget_usd` None: the setting's."""
+    """A person. `email` as they wrote it, unique without regard to case. `monthly_budget_usd` None: the setting's.
+
+    `is_leaving`: they are being deleted, and are shut out until nothing of them is left.
+    """
 
     __tablename__ = "users"
-    __table_args__ = (Index("uq_users_email_lower", text("lower(email)"), unique=True),)
+    __table_args__ = (
+        Index("uq_users_email_lower", text("lower(email)"), unique=True),
+        Index("ix_users_leaving", "id", postgresql_where=text("is_leaving")),
+    )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     email: Mapped[str]
@@ -61,6 +67,7 @@ class User(Table):
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     is_superuser: Mapped[bool] = mapped_column(server_default=text("false"))
     monthly_budget_usd: Mapped[Decimal | None]
+    is_leaving: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

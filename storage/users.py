@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
+from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +25,7 @@ class UserRecord:
     is_superuser: bool
     created_at: datetime
     monthly_budget_usd: Decimal | None = None
+    is_leaving: bool = False
 
 
 def user_record(row: User) -> UserRecord:
@@ -103,6 +105,23 @@ async def set_monthly_budget(session: AsyncSession, user_id: int, budget_usd: De
     _found(await lock(session, user_id))
     statement = update(User).where(User.id == user_id).values(monthly_budget_usd=budget_usd).returning(User)
     return user_record((await session.execute(statement.execution_options(populate_existing=True))).scalar_one())
+
+
+async def leave(session: AsyncSession, user_id: int) -> UserRecord:
+    """Shut the user out for good; `OffboardUser` removes what is theirs. Raises `NotFoundError`."""
+    _found(await lock(session, user_id))
+    statement = update(User).where(User.id == user_id).values(is_active=False, is_leaving=True).returning(User)
+    return user_record((await session.execute(statement.execution_options(populate_existing=True))).scalar_one())
+
+
+async def leaving(session: AsyncSession, *, limit: int) -> list[int]:
+    """Users who are being deleted."""
+    return list(await session.scalars(select(User.id).where(User.is_leaving).order_by(User.id).limit(limit)))
+
+
+async def delete(session: AsyncSession, user_id: int) -> None:
+    """Remove the row and all that hangs on it; gone already is success."""
+    await session.execute(delete_rows(User).where(User.id == user_id))
 
 
 def _found(row: User | UserRecord | None) -> UserRecord:

@@ -29,6 +29,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from activities.agent_tasks import AgentTasks
 from activities.dev_servers import DevServers, DevServerSettings
+from activities.offboarding import Offboarding
 from activities.onboarding import Onboarding
 from activities.projects import Projects
 from activities.reconcile import Reconciliation
@@ -42,6 +43,7 @@ from workflows.contracts.names import RECONCILE_ID, TASK_QUEUE
 from workflows.contracts.reconcile import ReconcileInput
 from workflows.delete_project import DeleteProject
 from workflows.dev_server import DevServer
+from workflows.offboard_user import OffboardUser
 from workflows.onboard_user import OnboardUser
 from workflows.policies import HEARTBEAT_THROTTLE, STICKY_TIMEOUT
 from workflows.provision_project import ProvisionProject
@@ -49,7 +51,7 @@ from workflows.reconcile import Reconcile
 
 log = structlog.get_logger("worker")
 
-WORKFLOWS = (ProvisionProject, DevServer, AgentTask, DeleteProject, OnboardUser, Reconcile)
+WORKFLOWS = (ProvisionProject, DevServer, AgentTask, DeleteProject, OnboardUser, OffboardUser, Reconcile)
 
 _RECONCILE_LIMIT = timedelta(minutes=10)
 """A pass that hangs makes way for the next one."""
@@ -132,6 +134,7 @@ def make_worker(client: Client, foundation: Foundation, settings: ServiceSetting
             *activities_of(servers),
             *activities_of(agent_tasks),
             *activities_of(onboarding),
+            *activities_of(Offboarding(database, client)),
             *activities_of(reconciliation),
         ],
         workflow_runner=workflow_runner(),

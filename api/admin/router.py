@@ -35,7 +35,7 @@ async def list_users(_user: SuperUser, services: ServicesDep, page: PageQuery) -
     return page.answer(shown, more=len(records) > page.limit, last_id=lambda user: user.id)
 
 
-@router.patch("/users/{user_id}", responses=problems(404, {409: "own_account"}))
+@router.patch("/users/{user_id}", responses=problems(404, {409: "own_account, user_leaving"}))
 async def patch_user(user: SuperUser, services: ServicesDep, user_id: UserId, body: AdminUserPatch) -> AdminUser:
     """Shut a user out or let them in again, make them a superuser or not. Shutting out ends all their sessions
     and revokes their key at the LLM proxy. A budget that is raised lets tasks go on that have paused for it.
@@ -43,6 +43,14 @@ async def patch_user(user: SuperUser, services: ServicesDep, user_id: UserId, bo
     if user_id == user.user_id and (body.is_active, body.is_superuser) != (None, None):
         raise ConflictError("Nobody shuts out or demotes themselves: ask another superuser.", code="own_account")
     return AdminUser.of(await service.change_user(services, user_id, body))
+
+
+@router.delete("/users/{user_id}", status_code=status.HTTP_202_ACCEPTED, responses=problems(404, {409: "own_account"}))
+async def delete_user(user: SuperUser, services: ServicesDep, user_id: UserId) -> AdminUser:
+    """Delete a user: shut out at once; then their projects go, their key at the LLM proxy, and at last their rows."""
+    if user_id == user.user_id:
+        raise ConflictError("Nobody deletes themselves: ask another superuser.", code="own_account")
+    return AdminUser.of(await service.delete_user(services, user_id))
 
 
 @router.post("/users/{user_id}/model-key", status_code=status.HTTP_202_ACCEPTED, responses=problems(404))

@@ -17,9 +17,13 @@ _MOST_USD = 1_000_000
 
 
 class AdminUser(UserOut):
-    """A user; one who isn't active is refused everywhere. `monthly_budget_usd` null: the default."""
+    """A user; one who isn't active is refused everywhere. `monthly_budget_usd` null: the default.
+
+    `is_leaving`: they are being deleted.
+    """
 
     is_active: bool
+    is_leaving: bool
     monthly_budget_usd: Usd | None
 
 

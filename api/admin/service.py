@@ -11,8 +11,9 @@ from api.onboarding import begin_onboarding
 from api.services import Services
 from storage import credentials, model_keys, model_ledger, users
 from storage.users import UserRecord
-from workflows.contracts.errors import UnavailableError
-from workflows.contracts.starts import nudge_agent_task
+from workflows.contracts.errors import ConflictError, UnavailableError
+from workflows.contracts.offboarding import OffboardInput
+from workflows.contracts.starts import nudge_agent_task, start_offboard_user
 
 _NUDGED_AT_ONCE: Final = 100
 """Tasks of one user that are told at once of a raised budget; `Reconcile` tells the rest."""
@@ -21,10 +22,12 @@ _log = structlog.get_logger("api.admin")
 
 
 async def change_user(services: Services, user_id: int, patch: AdminUserPatch) -> UserRecord:
-    """Apply the patch. Raises `NotFoundError`."""
+    """Apply the patch. Raises `NotFoundError`, `ConflictError` `user_leaving`."""
     has_budget = "monthly_budget_usd" in patch.model_fields_set
     waiting: list[UUID] = []
     async with services.database.transaction() as session:
+        if patch.is_active and (await users.get(session, user_id)).is_leaving:
+            raise ConflictError("This user is being deleted.", code="user_leaving")
         changed = await users.set_flags(session, user_id, is_active=patch.is_active, is_superuser=patch.is_superuser)
         if has_budget:
             changed = await users.set_monthly_budget(session, user_id, patch.monthly_budget_usd)
@@ -37,6 +40,19 @@ async def change_user(services: Services, user_id: int, patch: AdminUserPatch) -
         await begin_onboarding(services, user_id)
     await _nudge(services, waiting)
     return changed
+
+
+async def delete_user(services: Services, user_id: int) -> UserRecord:
+    """Shut the user out at once, and have all that is theirs removed. Raises `NotFoundError`."""
+    async with services.database.transaction() as session:
+        leaving = await users.leave(session, user_id)
+        await credentials.revoke_sessions(session, user_id)
+        await model_keys.empty(session, user_id)
+    try:
+        await start_offboard_user(await services.temporal.client(), OffboardInput(user_id=user_id))
+    except (UnavailableError, RPCError) as error:
+        _log.warning("deletion put off", user_id=user_id, reason=str(error)[:200])
+    return leaving
 
 
 async def rotate_model_key(services: Services, user_id: int) -> None:

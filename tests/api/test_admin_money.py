@@ -57,3 +57,22 @@ async def test_a_rotated_key_and_that_of_a_user_who_is_shut_out_are_used_no_more
     await give_key(database, user.user_id)
     await client.patch(f"/api/admin/users/{user.user_id}", json={"is_active": False}, headers=account.headers)
     assert await key_of(database, user.user_id) == (None, True)
+
+
+async def test_a_user_who_is_being_deleted_is_shut_out_for_good(
+    client: httpx.AsyncClient, account: Account, database: Database
+) -> None:
+    await promote(database, account)
+    user = await register(client)
+    await give_key(database, user.user_id)
+    url = f"/api/admin/users/{user.user_id}"
+    for _ in range(2):
+        answer = await client.delete(url, headers=account.headers)
+        assert (answer.status_code, answer.json()["is_active"], answer.json()["is_leaving"]) == (202, False, True)
+    assert await key_of(database, user.user_id) == (None, True)
+    assert (await client.get("/api/users/me", headers=user.headers)).status_code == 401
+    back = await client.patch(url, json={"is_active": True}, headers=account.headers)
+    assert (back.status_code, back.json()["code"]) == (409, "user_leaving")
+    own = await client.delete(f"/api/admin/users/{account.user_id}", headers=account.headers)
+    assert (own.status_code, own.json()["code"]) == (409, "own_account")
+    assert (await client.delete("/api/admin/users/999999", headers=account.headers)).status_code == 404

@@ -107,5 +107,10 @@ def onboard_user_id(user_id: int) -> str:
     return f"onboard-user-{user_id}"
 
 
+def offboard_user_id(user_id: int) -> str:
+    """Workflow id of the user's `OffboardUser`."""
+    return f"offboard-user-{user_id}"
+
+
 RECONCILE_ID = "reconcile"
 """Id of the Temporal Schedule and, as a prefix, of the `Reconcile` runs that it starts."""

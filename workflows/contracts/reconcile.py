@@ -21,8 +21,9 @@ class ReconcileReport(BaseModel):
     `provisions`, `deletions`: rows whose workflow wasn't there. `commands`: dev servers whose newest command no
     workflow serves. `orphans`: containers without a project. `strays`: containers that run though their row says
     that they don't. `tasks`: those with a task whose workflow wasn't there, or hadn't heard of what its rows say.
-    `onboardings`: users (not projects) whose key at the LLM proxy isn't what their row says. `expired_rows`: how many
-    rows of spent credentials, old answers and old streams went.
+    `onboardings`: users (not projects) whose key at the LLM proxy isn't what their row says. `offboardings`:
+    users whose deletion wasn't there. `expired_rows`: how many rows of spent credentials, old answers and old streams
+    went.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +34,7 @@ class ReconcileReport(BaseModel):
     orphans: list[int] = []
     strays: list[int] = []
     onboardings: list[int] = []
+    offboardings: list[int] = []
     tasks: list[int] = []
     expired_rows: int = 0
 

@@ -26,9 +26,11 @@ from workflows.contracts.names import (
     agent_task_id,
     delete_project_id,
     dev_server_id,
+    offboard_user_id,
     onboard_user_id,
     provision_project_id,
 )
+from workflows.contracts.offboarding import OffboardInput
 from workflows.contracts.onboarding import OnboardInput
 from workflows.contracts.projects import ProjectInput
 from workflows.contracts.reconcile import ReconcileInput, ReconcileReport
@@ -122,6 +124,21 @@ async def start_onboard_user(client: Client, user: OnboardInput, *, changed: boo
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         search_attributes=TypedSearchAttributes([SearchAttributePair(USER_ID, str(user.user_id))]),
         static_summary=f"Key of user {user.user_id} at the proxy of language models",
+        rpc_timeout=RPC_TIMEOUT,
+    )
+
+
+async def start_offboard_user(client: Client, user: OffboardInput) -> None:
+    """Start `OffboardUser` unless it runs; a failed one is run again."""
+    await client.start_workflow(
+        "OffboardUser",
+        user,
+        id=offboard_user_id(user.user_id),
+        task_queue=TASK_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        search_attributes=TypedSearchAttributes([SearchAttributePair(USER_ID, str(user.user_id))]),
+        static_summary=f"Deletion of user {user.user_id}",
         rpc_timeout=RPC_TIMEOUT,
     )
 
