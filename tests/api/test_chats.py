@@ -139,6 +139,13 @@ async def test_one_reply_at_a_time_unless_it_is_said_otherwise(stand: AgentStand
     ]
 
 
+async def test_of_several_messages_at_once_one_is_taken(stand: AgentStand) -> None:
+    path = f"/api/chat/{await stand.chat()}/messages"
+    answers = await asyncio.gather(*(stand.call("POST", path, {"content": str(n)}) for n in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [202] + [409] * 7
+    assert len((await stand.call("GET", path)).json()["items"]) == 1
+
+
 async def test_a_queue_has_an_end(stand: AgentStand) -> None:
     path = f"/api/chat/{await stand.chat()}/messages"
     answers = [await stand.call("POST", path, {"content": "x", "on_busy": "enqueue"}) for _ in range(21)]
