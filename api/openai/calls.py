@@ -122,7 +122,7 @@ class Call:
         async with services.database.reading() as session:
             key = await model_keys.key_of(session, self._user_id, services.secrets)
         if key is None:
-            await begin_onboarding(services, self._user_id)
+            await begin_onboarding(services, self._user_id, changed=False)
             raise UnavailableError("Your key for language models is being made; try again in a moment.")
         return key
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,11 +63,11 @@ def parse(raw: bytes, *, default_model: str, max_output_tokens: int) -> Completi
     sent = {**body, "model": model, "stream": bool(stream)}
     shows_usage = _ask_for_usage(sent) if stream else True
     bound = _bound(sent, max_output_tokens)
-    return CompletionRequest(sent, model, bool(stream), shows_usage, characters(body), bound)
+    return CompletionRequest(sent, model, bool(stream), shows_usage, characters(body, _sendable), bound)
 
 
-def characters(value: object) -> int:
-    """How much text a JSON value holds, keys and all, as a model counts it. Raises `InvalidError` for no real text."""
+def characters(value: object, length: Callable[[str], int] = len) -> int:
+    """How much text a JSON value holds, keys and all, as a model counts it. `length`: of one text."""
     count = 0
     left = [(value, True)]
     while left:  # not by recursion: a client chooses the depth
@@ -79,7 +79,7 @@ def characters(value: object) -> int:
         elif isinstance(item, list):
             left.extend((part, counts) for part in item)
         else:
-            size = _length(item) if isinstance(item, str) else 1
+            size = length(item) if isinstance(item, str) else 1
             count += size if counts else 0
     return count
 
@@ -128,7 +128,8 @@ def _bound(sent: dict[str, Any], most: int) -> int:
     return bound
 
 
-def _length(text: str) -> int:
+def _sendable(text: str) -> int:
+    """Its length. Raises `InvalidError` for what is no text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
