@@ -31,7 +31,9 @@ _SERVER_SETTINGS = {
     "application_name": "studio",
     "statement_timeout": "15s",
     "lock_timeout": "10s",
-    "idle_in_transaction_session_timeout": "60s",
+    # A process that is frozen in the middle of a transaction holds its projects up: whoever waits for its locks gets
+    # them before their own time is over.
+    "idle_in_transaction_session_timeout": "8s",
     "jit": "off",  # our statements are short; compiling one costs more than it saves
 }
 

@@ -57,18 +57,18 @@ async def two_workers(world: World) -> AsyncIterator[Workers]:
 
 
 class Killer:
-    """Kills as the task under test advances: `step` says how far it is."""
+    """Kills as the task under test advances: `step` says how far it is of so many `steps`."""
 
-    def __init__(self, world: World, chance: random.Random, step: Callable[[], int]) -> None:
+    def __init__(self, world: World, step: Callable[[], int], steps: int) -> None:
         self.kills = 0
         self._world = world
-        self._chance = chance
         self._step = step
+        self._steps = steps
 
-    async def workers(self, workers: Workers, moments: list[int]) -> None:
-        await self._at(moments, workers.kill, workers.until_up)
+    async def workers(self, workers: Workers, deaths: int) -> None:
+        await self._kill("workers", deaths, workers.kill, workers.until_up)
 
-    async def part(self, part: str, moments: list[int]) -> None:
+    async def part(self, part: str, deaths: int) -> None:
         """A part that the stack starts again."""
         said = 0
 
@@ -84,18 +84,19 @@ class Killer:
                     self._world.stack.wait_line, part, "ready again after", timeout_s=60, since=said
                 )
 
-        await self._at(moments, kill, back)
+        await self._kill(part, deaths, kill, back)
 
-    async def _at(
-        self, moments: list[int], kill: Callable[[], Awaitable[None]], back: Callable[[], Awaitable[None]]
+    async def _kill(
+        self, name: str, deaths: int, kill: Callable[[], Awaitable[None]], back: Callable[[], Awaitable[None]]
     ) -> None:
-        """One death at each of these steps, somewhere within it; half of the time once the last is overcome."""
-        for moment in moments:
+        """So often, each time somewhere within some step; half of the time not before the last death is overcome."""
+        chance = random.Random(f"{SEED} {name}")
+        for moment in sorted(chance.choices(range(1, self._steps - 2), k=deaths)):
             while self._step() < moment:  # noqa: ASYNC110 -- it is told by a stream that comes and goes
                 await asyncio.sleep(0.02)
-            if self._chance.random() < 0.5:
+            if chance.random() < 0.5:
                 await back()
-            await asyncio.sleep(self._chance.uniform(0, 0.8))
+            await asyncio.sleep(chance.uniform(0, 0.8))
             await kill()
             self.kills += 1
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -11,6 +11,8 @@ from tests.chaos.watchers import FINAL, Body, is_final
 from tests.chaos.world import Project, World, until
 
 Json = dict[str, Any]
+
+LOG: Final = "log.txt"
 
 
 def script(*steps: Json, **said: Any) -> str:
@@ -21,6 +23,12 @@ def script(*steps: Json, **said: Any) -> str:
 def run(command: str, **arguments: Any) -> Json:
     """A call of `run_command`."""
     return {"name": "run_command", "arguments": {"command": command, **arguments}}
+
+
+def commands(count: int, key: str) -> str:
+    """A prompt for that many commands, each of which notes its number, and a last word."""
+    step = {"tokens": 10, "rate": 50, "calls": [run(f"echo {{{{n}}}} >> {LOG}; sleep 0.1; echo did {{{{n}}}}")]}
+    return script({**step, "repeat_steps": count}, {"text": "All done."}, key=key)
 
 
 class Task:
@@ -68,14 +76,14 @@ class Task:
     async def until_ended(self, timeout_s: float = 60.0) -> Json:
         return await self.until_state(*FINAL, timeout_s=timeout_s)
 
-    async def until_event(self, kind: str, **data: Any) -> None:
+    async def until_event(self, kind: str, timeout_s: float = 40.0, **data: Any) -> None:
         """The first event of that type with that data is told."""
 
         async def told() -> bool:
             query = "SELECT FROM events WHERE task_id = $1 AND type = $2 AND data @> $3"
             return bool(await self.project.world.fetch(query, self.id, kind, data))
 
-        await until(told, f"{kind} {data} of task {self.id}")
+        await until(told, f"{kind} {data} of task {self.id}", timeout_s)
 
     def of(self, log: Sequence[Body]) -> list[Body]:
         """What a stream of this task alone shows of the project's log."""
@@ -161,3 +169,19 @@ def check_output(seen: Sequence[Body]) -> None:
             call, piece = body["data"]["call"], body["data"]["text"].encode()
             assert body["data"]["end"] == ends[call] + len(piece)
             ends[call] = body["data"]["end"]
+
+
+def check_worked_once(project: Project, task: Json, seen: list[Body], count: int) -> None:
+    """Each command ran once, in its turn; what was told of the task is what is stored of it, usage included."""
+    assert task["state"] == "completed", task["state_reason"]
+    assert (project.folder / LOG).read_text().split() == [str(number) for number in range(count)]
+    check_told(seen, task)
+    assert len(texts(seen)) == count + 1
+    for step in task["steps"][:count]:
+        [call] = step["tool_calls"]
+        assert (call["state"], call["exit_code"]) == ("completed", 0)
+        assert f"did {step['n'] - 1}\n" in call["result"] + "\n"
+    for kind in ("input_tokens", "output_tokens"):
+        assert task["usage"][kind] == sum(step["usage"][kind] for step in task["steps"])
+    settled = [body["data"]["step"] for body in seen if body["type"] == "usage"]
+    assert settled == list(range(1, count + 2))

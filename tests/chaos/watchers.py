@@ -39,6 +39,11 @@ class Watcher(ABC):
     def position(self) -> int:
         return self.seen[-1]["seq"] if self.seen else 0
 
+    def step(self) -> int:
+        """The newest that has begun."""
+        started = (body["data"]["step"] for body in reversed(self.seen) if body["type"] == "step.started")
+        return next(started, 0)
+
     async def follow(self) -> None:
         """Until the stream itself says that nothing follows."""
         async with httpx.AsyncClient(base_url=self._owner.world.stack.api, headers=self._owner.http.headers) as http:
