@@ -262,7 +262,11 @@ class DockerRuntime(GuestRuntime):
         await self._networks.ensure(spec.ref.user_id)
         identifier = await self._create(spec.ref, config)
         await on_stage("starting")
-        return await self._start(identifier)
+        try:
+            return await self._start(identifier)
+        except ContainerMissingError as error:
+            # Its network: it went, being empty, with another project of the user's a moment before this start.
+            raise RuntimeUnavailableError("The dev server's network was removed while it was started.") from error
 
     async def _create(self, ref: ProjectRef, config: dict[str, Any]) -> str:
         """The id of the project's container, made now or by a launch at the same time."""

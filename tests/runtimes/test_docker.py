@@ -284,6 +284,24 @@ async def test_a_network_that_went_is_made_again(house: House, engine: docker.Do
 
 
 @engine_needed
+async def test_a_network_that_goes_during_a_start_is_a_cause_that_passes(
+    house: House, engine: docker.DockerClient
+) -> None:
+    """The user's last other project is deleted at that moment."""
+    runtime = await house.open()
+    ref = house.project()
+
+    async def take_it_away(stage: str) -> None:
+        if stage == "starting":
+            engine.networks.get(network_name(house.settings.instance, ref.user_id)).remove()
+
+    with pytest.raises(RuntimeUnavailableError):
+        await runtime.launch(spec_of(ref), on_stage=take_it_away)
+    status = await runtime.launch(spec_of(ref), on_stage=no_stage)
+    assert status.state is ContainerState.RUNNING
+
+
+@engine_needed
 async def test_networks_are_made_once_and_never_overlap(house: House, engine: docker.DockerClient) -> None:
     user_ids = [int(uuid4().int % 10**8) for _ in range(3)]
     refs = [house.project(user_id) for user_id in user_ids for _ in range(2)]
