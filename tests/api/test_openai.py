@@ -14,6 +14,7 @@ from sqlalchemy import text
 from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
 from activities.language_models.passthrough import PassedThrough
 from activities.ports import ChatCompletions, LanguageModel
+from api import sse
 from storage.engine import Database
 from tests.api.stand import Account, browsing, register
 from tests.api.test_users import bearing, make_key
@@ -326,3 +327,26 @@ async def test_unknown_fields_and_images_are_passed_on_and_bounds_are_kept(
     (row,) = await calls(database)
     assert row.model == "scripted"
     assert row.reserved_usd < 30  # an image counts as an image, and nobody reserves a billion tokens
+
+
+async def test_a_stream_ends_with_the_api_key_that_it_was_opened_by(
+    client: httpx.AsyncClient,
+    account: Account,
+    database: Database,
+    upstream: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "ACCESS_CHECK_S", 0.1)
+    key = await make_key(client, account)
+    body = asking({"tokens": 100_000, "rate": 50}, stream=True)
+    async with (
+        asyncio.timeout(30),
+        client.stream("POST", COMPLETIONS, json=body, headers=bearing(key["key"])) as answer,
+    ):
+        lines = answer.aiter_lines()
+        assert await anext(lines)
+        await client.delete(f"/api/users/me/api-keys/{key['id']}", headers=account.headers)
+        rest = [line async for line in lines]
+    assert "data: [DONE]" not in rest
+    assert (await settled(database)).estimated
+    await until_counted(upstream, "cut")
