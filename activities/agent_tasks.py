@@ -21,8 +21,6 @@ from activities.dev_server_control import DevServerControls
 from activities.errors import ContextOverflowError, ModelBudgetError, ModelFault
 from activities.ports import LanguageModel, ModelInfo
 from activities.working import working
-from storage import agent_tasks
-from storage.engine import Database
 from workflows.contracts.agent_tasks import (
     AgentTaskActivities,
     NextMove,
@@ -43,7 +41,6 @@ _TRIES_OF_A_MODEL: Final = 10
 class AgentParts:
     """What the activities are made of, one each per worker."""
 
-    database: Database
     models: LanguageModel
     accounts: Accounts
     steps: ModelStep
@@ -60,7 +57,6 @@ class AgentTasks(AgentTaskActivities):
 
     def __init__(self, parts: AgentParts) -> None:
         self._parts = parts
-        self._database = parts.database
         self._steps = parts.steps
 
     # --- model calls ---
@@ -78,9 +74,11 @@ class AgentTasks(AgentTaskActivities):
             return await self._unless_cancelled(step, self._compact)
 
     async def _compact(self, step: TaskStepInput) -> StepOutcome:
-        info, key = await self._info(step), await self._parts.keys.key_of(step.user_id)
+        caller = await self._parts.keys.caller(step)
+        if caller is None:
+            return StepOutcome(move=NextMove.STOP)
         try:
-            return await self._parts.compaction.compact(step, info, key)
+            return await self._parts.compaction.compact(step, await self._info(caller.model), caller.key)
         except ModelBudgetError:
             return await self._parts.accounts.pause_for_proxy(step)
 
@@ -97,7 +95,10 @@ class AgentTasks(AgentTaskActivities):
             raise
 
     async def _take_step(self, step: TaskStepInput) -> StepOutcome:
-        info, key = await self._info(step), await self._parts.keys.key_of(step.user_id)
+        caller = await self._parts.keys.caller(step)
+        if caller is None:
+            return StepOutcome(move=NextMove.STOP)
+        info = await self._info(caller.model)
         begun = await self._steps.begin(step, info)
         while begun is None:
             await asyncio.sleep(TURN_S)
@@ -109,7 +110,7 @@ class AgentTasks(AgentTaskActivities):
         if step.step == 1 and begun.call.task.mode == TaskMode.AGENT:
             await self._wake(step)
         try:
-            answer = await self._steps.stream(step, begun, key)
+            answer = await self._steps.stream(step, begun, caller.key)
         except ContextOverflowError:
             return StepOutcome(move=NextMove.COMPACT)
         except ModelBudgetError:
@@ -121,15 +122,13 @@ class AgentTasks(AgentTaskActivities):
         with contextlib.suppress(StudioError):
             await self._parts.dev_servers.of(step.ref).wake()
 
-    async def _info(self, step: TaskStepInput) -> ModelInfo | None:
-        """What is known of the task's model; None also while its server is away, which the call itself will say."""
-        async with self._database.reading() as session:
-            task = await agent_tasks.get(session, UUID(step.task_id))
+    async def _info(self, model: str) -> ModelInfo | None:
+        """What is known of a model; None also while its server is away, which the call itself will say."""
         try:
             models = await self._parts.models.models()
         except ModelFault:
             return None
-        return None if task is None else next((model for model in models if model.id == task.model), None)
+        return next((info for info in models if info.id == model), None)
 
     # --- tool calls ---
 

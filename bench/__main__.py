@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.start_cost", "bench.read_endpoints", "bench.event_log")
+BENCHMARKS = ("bench.start_cost", "bench.read_endpoints", "bench.event_log", "bench.agent")
 
 
 def main() -> int:

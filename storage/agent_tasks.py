@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log
+from storage.engine import Database
 from storage.event_listener import OPERATIONS_CHANNEL
+from storage.statements import Statement
 from storage.tables import AgentTaskRow
 from workflows.contracts.agent_tasks import ACTIVE_STATES, FINAL_STATES, TaskState
 from workflows.contracts.events import EventType, NewEvent
@@ -70,6 +72,17 @@ async def get(session: AsyncSession, task_id: UUID) -> TaskRecord | None:
     """The task, whoever's it is, or None."""
     row = await session.get(AgentTaskRow, task_id, populate_existing=True)
     return None if row is None else record_of(row)
+
+
+_CANCELLATION: Final = Statement(
+    select(AgentTaskRow.state, AgentTaskRow.cancel_requested_at).where(AgentTaskRow.id == bindparam("task_id"))
+)
+
+
+async def is_to_end(database: Database, task_id: UUID) -> bool:
+    """Whether nothing more is to be done for the task: it was asked to end, has ended, or is gone."""
+    rows = await database.fetch(_CANCELLATION, task_id=task_id)
+    return not rows or rows[0]["state"] in FINAL_STATES or rows[0]["cancel_requested_at"] is not None
 
 
 async def lock(session: AsyncSession, task_id: UUID) -> AgentTaskRow | None:

@@ -5,15 +5,18 @@ tells the proxy and takes the mark away. A key that must no longer be used is em
 while the proxy is away.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from storage.engine import Database
 from storage.secret_box import SecretBox, SecretUnreadableError
-from storage.tables import ModelKey, User
+from storage.statements import Statement
+from storage.tables import AgentTaskRow, ModelKey, User
 
 _PURPOSE: Final = "model-key"
 _NO_KEY: Final = b""
@@ -35,6 +38,32 @@ async def key_of(session: AsyncSession, user_id: int, secrets: SecretBox) -> str
     """
     encrypted = await session.scalar(select(ModelKey.key_encrypted).where(ModelKey.user_id == user_id))
     return None if encrypted is None else _opened(encrypted, secrets)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """For whom a task calls which model. `key` None: there is none that can be used."""
+
+    model: str
+    is_active: bool
+    key: str | None = field(repr=False)
+
+
+_CALLER: Final = Statement(
+    select(AgentTaskRow.model, User.is_active, ModelKey.key_encrypted)
+    .join_from(AgentTaskRow, User, User.id == AgentTaskRow.user_id)
+    .outerjoin(ModelKey, ModelKey.user_id == User.id)
+    .where(AgentTaskRow.id == bindparam("task_id"))
+)
+
+
+async def caller(database: Database, task_id: UUID, secrets: SecretBox) -> Caller | None:
+    """What a task's next model call needs to know, in one round trip; None when the task is gone."""
+    rows = await database.fetch(_CALLER, task_id=task_id)
+    if not rows:
+        return None
+    model, is_active, encrypted = rows[0]
+    return Caller(model, is_active, None if encrypted is None else _opened(encrypted, secrets))
 
 
 async def state_of(session: AsyncSession, user_id: int, secrets: SecretBox) -> KeyState:

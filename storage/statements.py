@@ -18,7 +18,7 @@ class Statement:
     Values go to the driver as they are and come back as it gives them: times, UUIDs and decoded JSON, no ORM rows.
     """
 
-    def __init__(self, query: Select[Any]) -> None:
+    def __init__(self, query: Select[*tuple[Any, ...]]) -> None:
         compiled = query.compile(dialect=_DIALECT)
         constants = [name for name, bind in compiled.binds.items() if not bind.required]
         if constants:

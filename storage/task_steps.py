@@ -6,6 +6,7 @@ Whoever writes here holds the locks of project and task, in that order.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -177,9 +178,34 @@ async def texts(session: AsyncSession, task_id: UUID) -> dict[int, str]:
     return {row.n: row.text for row in rows}
 
 
-async def add(session: AsyncSession, task_id: UUID, step: StepRecord, calls: Sequence[NewCall] = ()) -> None:
-    """Store an answer with its calls; what it cost is added by `set_usage`."""
-    session.add(TaskStep(task_id=task_id, n=step.n, text=storable(step.text), finish_reason=step.finish_reason))
+@dataclass(frozen=True)
+class StepUsage:
+    """What a step's model call used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+
+
+async def add(
+    session: AsyncSession,
+    task_id: UUID,
+    step: StepRecord,
+    calls: Sequence[NewCall] = (),
+    usage: StepUsage = StepUsage(),
+) -> None:
+    """Store an answer with its calls."""
+    session.add(
+        TaskStep(
+            task_id=task_id,
+            n=step.n,
+            text=storable(step.text),
+            finish_reason=step.finish_reason,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_usd=usage.cost_usd,
+        )
+    )
     for position, call in enumerate(calls):
         session.add(
             ToolCall(
@@ -195,11 +221,6 @@ async def add(session: AsyncSession, task_id: UUID, step: StepRecord, calls: Seq
             )
         )
     await session.flush()
-
-
-async def set_usage(session: AsyncSession, task_id: UUID, n: int, values: dict[str, Any]) -> None:
-    """`input_tokens`, `output_tokens`, `cost_usd` of a step."""
-    await session.execute(update(TaskStep).where(TaskStep.task_id == task_id, TaskStep.n == n).values(**values))
 
 
 async def told_text(session: AsyncSession, task_id: UUID, n: int) -> str:

@@ -10,7 +10,7 @@ from activities.agent.cancellation import CancellationWatch
 from activities.agent.compaction import Compaction
 from activities.agent.ending import TaskEndings
 from activities.agent.keys import UserKeys
-from activities.agent.model_step import LEASE_S, ModelStep
+from activities.agent.model_step import ModelStep
 from activities.agent.tool_run import ToolRuns, Workshop
 from activities.agent_tasks import AgentParts, AgentTasks
 from activities.dev_server_control import DevServerControls
@@ -45,15 +45,14 @@ async def open_agent_tasks(
     try:
         yield AgentTasks(
             AgentParts(
-                database=database,
                 models=foundation.models,
                 accounts=accounts,
                 steps=ModelStep(database, batcher, foundation.models, accounts, agent),
                 compaction=Compaction(database, foundation.models, accounts, agent),
-                tools=ToolRuns(database, batcher, workshop, lease_s=LEASE_S),
+                tools=ToolRuns(database, batcher, workshop),
                 endings=TaskEndings(database),
                 cancellation=CancellationWatch(database, listener),
-                keys=UserKeys(database, client, foundation.secrets if foundation.model_keys else None),
+                keys=UserKeys(database, client, foundation.secrets, is_kept=foundation.model_keys is not None),
                 dev_servers=dev_servers,
             )
         )

@@ -62,9 +62,8 @@ class Accounts:
         self, session: AsyncSession, row: AgentTaskRow, talk: Conversation, info: ModelInfo | None
     ) -> OpenCall | StepOutcome | None:
         """Reserve what a call may cost; a pause when a budget is spent. None: others have reserved what is left, and
-        settle soon. What the task's lost attempts owe is settled first. Project and task must be locked.
+        settle soon. Project and task must be locked.
         """
-        await model_ledger.settle_lost(session, row.id)
         total, prompt = estimate(talk.size, self._settings.max_output_tokens, info)
         wanted = Reservation(
             id=uuid4(),
@@ -76,6 +75,10 @@ class Accounts:
             input_usd=prompt,
         )
         admission = await model_ledger.reserve(session, wanted, default_monthly_usd=self._settings.monthly_usd)
+        if admission == Admission.WAIT:
+            # What is in the way may be an attempt of this task that died.
+            await model_ledger.settle_lost(session, row.id)
+            admission = await model_ledger.reserve(session, wanted, default_monthly_usd=self._settings.monthly_usd)
         if admission == Admission.ADMITTED:
             return OpenCall(wanted.id, agent_tasks.record_of(row), talk, info)
         return await self.pause(session, row, _PAUSES[admission]) if admission in _PAUSES else None

@@ -53,8 +53,6 @@ class CancellationWatch:
 
     async def _is_cancelled(self, task_id: UUID) -> bool:
         try:
-            async with self._database.reading() as session:
-                task = await agent_tasks.get(session, task_id)
+            return await agent_tasks.is_to_end(self._database, task_id)
         except UnavailableError:
             return False
-        return task is None or task.ended or task.cancel_requested_at is not None

@@ -20,7 +20,7 @@ from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_fences import FencedOffError
 from storage.tables import AgentTaskRow
-from storage.task_steps import NewCall, StepRecord
+from storage.task_steps import NewCall, StepRecord, StepUsage
 from workflows.contracts.agent_tasks import (
     FINAL_STATES,
     NextMove,
@@ -34,7 +34,7 @@ from workflows.contracts.dev_servers import LeaseKind
 from workflows.contracts.events import EventFence, EventType, NewEvent
 
 LEASE_S: Final = 40 * 60.0
-"""A running task keeps its dev server awake for so long after its last sign: longer than the longest command."""
+"""Each step keeps its task's dev server awake for so long: longer than the longest command that it may run."""
 _CALL_IDS: Final = UUID("6f1c7a60-8f64-4bb5-9a55-0b6f4b8f7f2e")
 _NOT_READABLE: Final = "invalid_tool_call"
 _CHARACTERS_A_TOKEN: Final = 4
@@ -175,34 +175,36 @@ class ModelStep:
             if not await event_fences.stands(session, row.id, begun.fence):
                 raise FencedOffError
             record = StepRecord(step.step, answer.text, answer.end.finish_reason)
-            await task_steps.add(session, row.id, record, calls)
-            await self._settle(session, row, step.step, begun.call, answer)
+            usage = await self._settle(session, begun.call, answer)
+            await task_steps.add(session, row.id, record, calls, usage)
             if calls:
                 await planning.ask(session, row, record, limit_s=self._settings.approval_limit_s)
-                await self._tell_calls(session, row, step.step)
-            else:
+            stored = await task_steps.calls_of(session, row.id, step.step) if calls else []
+            news = [task_steps.call_event(row.project_id, row.id, call, call.state) for call in stored]
+            await event_log.append(session, [_usage_event(row, step.step, usage), *news])
+            if not calls:
                 text = event_log.storable(answer.text)
                 await chats.add_message(
                     session, row.chat_id, role=chats.ASSISTANT, content=text, task_id=row.id, step=step.step
                 )
             return await planning.next_move(session, row, step.step, self._accounts)
 
-    async def _settle(self, session: AsyncSession, row: AgentTaskRow, n: int, call: OpenCall, answer: Answer) -> None:
+    async def _settle(self, session: AsyncSession, call: OpenCall, answer: Answer) -> StepUsage:
         told = answer.end.usage
         usage = told or call.reckoned(answer.text)
         cost = await self._accounts.settle(session, call, usage, estimated=told is None)
-        tokens = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-        await task_steps.set_usage(session, row.id, n, {**tokens, "cost_usd": cost})
-        data = {"step": n, **tokens, "cost_usd": float(cost), "total_cost_usd": float(row.cost_usd)}
-        await event_log.append(
-            session, [NewEvent(project_id=row.project_id, type=EventType.USAGE, task_id=str(row.id), data=data)]
-        )
+        return StepUsage(usage.input_tokens, usage.output_tokens, cost)
 
-    async def _tell_calls(self, session: AsyncSession, row: AgentTaskRow, n: int) -> None:
-        calls = await task_steps.calls_of(session, row.id, n)
-        await event_log.append(
-            session, [task_steps.call_event(row.project_id, row.id, call, call.state) for call in calls]
-        )
+
+def _usage_event(row: AgentTaskRow, n: int, usage: StepUsage) -> NewEvent:
+    data = {
+        "step": n,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cost_usd": float(usage.cost_usd),
+        "total_cost_usd": float(row.cost_usd),
+    }
+    return NewEvent(project_id=row.project_id, type=EventType.USAGE, task_id=str(row.id), data=data)
 
 
 async def collect(models: LanguageModel, call: OpenCall, settings: AgentSettings, key: str | None) -> Answer:

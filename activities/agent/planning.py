@@ -85,16 +85,17 @@ async def next_move(session: AsyncSession, row: AgentTaskRow, n: int, accounts: 
     if not calls:
         more = await task_steps.has_unseen(session, row.id)
         return StepOutcome(move=NextMove.CALLS if more else NextMove.FINISH)
-    await task_approvals.expire(session, row, n)
-    approvals = await task_approvals.of_step(session, row.id, n)
-    pending = [approval.expires_at for approval in approvals if approval.state == ApprovalState.PENDING]
-    if pending:
-        return await accounts.pause(session, row, PauseReason.APPROVAL, until=min(pending))
-    for call in calls:
-        if call.state == CallState.AWAITING_APPROVAL:
+    asked = [call for call in calls if call.state == CallState.AWAITING_APPROVAL]
+    if asked:
+        await task_approvals.expire(session, row, n)
+        approvals = await task_approvals.of_step(session, row.id, n)
+        pending = [approval.expires_at for approval in approvals if approval.state == ApprovalState.PENDING]
+        if pending:
+            return await accounts.pause(session, row, PauseReason.APPROVAL, until=min(pending))
+        for call in asked:
             await _apply(session, row, call, approvals)
+        calls = await task_steps.calls_of(session, row.id, n)
     await agent_tasks.set_state(session, row, TaskState.RUNNING)
-    calls = await task_steps.calls_of(session, row.id, n)
     runnable = [PlannedCall(id=call.id, name=call.name, wave=call.wave) for call in calls if call.state in _RUNNABLE]
     return StepOutcome(move=NextMove.CALLS, calls=runnable)
 

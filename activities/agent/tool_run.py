@@ -12,13 +12,12 @@ from activities.errors import RuntimeFault
 from activities.ports import FileStore, Runtime
 from activities.tools import registry
 from activities.tools.tool import DevServerControl, PreviewAccess, ToolContext, ToolFailure, ToolResult
-from storage import agent_tasks, event_fences, event_log, leases, projects, task_steps
+from storage import agent_tasks, event_fences, event_log, projects, task_steps
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_fences import FencedOffError
 from storage.task_steps import CallRecord
 from workflows.contracts.agent_tasks import CallState, ToolCallInput
-from workflows.contracts.dev_servers import LeaseKind
 from workflows.contracts.errors import StudioError
 from workflows.contracts.events import EventFence, EventType, NewEvent
 from workflows.contracts.names import ProjectRef
@@ -49,11 +48,10 @@ class _Claimed:
 class ToolRuns:
     """Runs the tool calls of all tasks of a worker."""
 
-    def __init__(self, database: Database, batcher: EventBatcher, workshop: Workshop, *, lease_s: float) -> None:
+    def __init__(self, database: Database, batcher: EventBatcher, workshop: Workshop) -> None:
         self._database = database
         self._batcher = batcher
         self._workshop = workshop
-        self._lease_s = lease_s
 
     async def run(self, request: ToolCallInput) -> None:
         """Run it unless it has its answer, or its task has been cancelled. Raises what may pass by itself."""
@@ -91,7 +89,6 @@ class ToolRuns:
             call = await task_steps.find_call(session, task_id, request.call_id)
             if row is None or call is None or call.ended or row.cancel_requested_at is not None:
                 return None
-            await leases.renew(session, request.project_id, LeaseKind.TASK, request.task_id, self._lease_s)
             fence, _ = await event_fences.claim(session, task_id, call.id)
             await task_steps.begin_call(session, request.project_id, call, task_id)
         return _Claimed(call, fence)

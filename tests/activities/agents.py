@@ -16,7 +16,7 @@ from activities.agent.cancellation import CancellationWatch
 from activities.agent.compaction import Compaction
 from activities.agent.ending import TaskEndings
 from activities.agent.keys import UserKeys
-from activities.agent.model_step import LEASE_S, ModelStep
+from activities.agent.model_step import ModelStep
 from activities.agent.tool_run import ToolRuns, Workshop
 from activities.agent_tasks import AgentParts, AgentTasks
 from activities.dev_server_control import DevServerControls
@@ -29,6 +29,7 @@ from storage.agent_tasks import TaskRecord
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_listener import EventListener
+from storage.secret_box import SecretBox
 from storage.task_requests import NewTask
 from tests.storage.records import new_dev_server
 from workflows.contracts.agent_tasks import (
@@ -192,15 +193,14 @@ async def make_stand(
     project = await new_dev_server(database)
     await files.create(project.ref, None)
     parts = AgentParts(
-        database=database,
         models=models,
         accounts=accounts,
         steps=ModelStep(database, batcher, models, accounts, agent),
         compaction=Compaction(database, models, accounts, agent),
-        tools=ToolRuns(database, batcher, Workshop(files, runtime, controls.of, previews.of), lease_s=LEASE_S),
+        tools=ToolRuns(database, batcher, Workshop(files, runtime, controls.of, previews.of)),
         endings=TaskEndings(database),
         cancellation=CancellationWatch(database, listener),
-        keys=UserKeys(database, temporal, None),
+        keys=UserKeys(database, temporal, SecretBox("k" * 32), is_kept=False),
         dev_servers=controls,
     )
     return Stand(database, AgentTasks(parts), project, files), models, batcher, listener
