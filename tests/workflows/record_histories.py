@@ -17,11 +17,17 @@ from tests.workflows import worlds
 from tests.workflows.conftest import binary
 from tests.workflows.test_agent_task import calls, start, until
 from tests.workflows.test_dev_server import RESTART, START, STOP, Server
+from tests.workflows.test_offboard_user import LateProject
+from tests.workflows.test_onboard_user import ProxyThatComesBack
 from tests.workflows.test_project import PROJECT
 from workflows.contracts.agent_tasks import NextMove, PauseReason, StepOutcome
 from workflows.contracts.dev_servers import DevServerState
+from workflows.contracts.offboarding import OffboardInput
+from workflows.contracts.onboarding import OnboardInput
 from workflows.contracts.starts import PROJECT_ID, TASK_STATE, USER_ID
 from workflows.delete_project import DeleteProject
+from workflows.offboard_user import OffboardUser
+from workflows.onboard_user import OnboardUser
 from workflows.provision_project import ProvisionProject
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +100,21 @@ async def _agent_tasks(environment: WorkflowEnvironment, release: str) -> None:
         await _save(handle, release, "agent_task_cancelled")
 
 
+async def _users(environment: WorkflowEnvironment, release: str) -> None:
+    client = environment.client
+    async with worlds.worker(client, "onboard", ProxyThatComesBack()):
+        onboarding = await client.start_workflow(
+            OnboardUser.run, OnboardInput(user_id=7), id="onboard", task_queue="onboard", start_signal="look"
+        )
+        await onboarding.result()
+        await _save(onboarding, release, "onboard")
+    async with worlds.worker(client, "offboard", LateProject()):
+        leaving = OffboardInput(user_id=7)
+        offboarding = await client.start_workflow(OffboardUser.run, leaving, id="offboard", task_queue="offboard")
+        await offboarding.result()
+        await _save(offboarding, release, "offboard")
+
+
 async def main(release: str) -> None:
     """Play each story once, on a real server, and keep what it wrote down."""
     HISTORIES.mkdir(exist_ok=True)
@@ -106,6 +127,7 @@ async def main(release: str) -> None:
         await _dev_server_stopped_in_launch(environment, release)
         await _projects(environment, release)
         await _agent_tasks(environment, release)
+        await _users(environment, release)
 
 
 if __name__ == "__main__":
