@@ -22,12 +22,13 @@ SELECT last_seq, (
 FROM projects WHERE id = :project_id
 """)
 _TOLD_TEXTS: Final = text("""
-SELECT CAST(data->>'step' AS int) AS n, string_agg(data->>'text', '' ORDER BY seq) AS text FROM events
-WHERE task_id = :task_id AND type = 'text.delta' AND seq <= :upto AND seq > coalesce((
-    SELECT max(resets.seq) FROM events AS resets
-    WHERE resets.task_id = :task_id AND resets.type = 'step.reset' AND resets.seq <= :upto
-      AND resets.data->>'step' = events.data->>'step'
-), 0)
+WITH resets AS MATERIALIZED (
+    SELECT data->>'step' AS step, max(seq) AS seq FROM events
+    WHERE task_id = :task_id AND type = 'step.reset' AND seq <= :upto GROUP BY 1
+)
+SELECT CAST(data->>'step' AS int) AS n, string_agg(data->>'text', '' ORDER BY events.seq) AS text
+FROM events LEFT JOIN resets ON resets.step = data->>'step'
+WHERE task_id = :task_id AND type = 'text.delta' AND events.seq <= :upto AND events.seq > coalesce(resets.seq, 0)
 GROUP BY 1
 """)
 

@@ -60,9 +60,8 @@ async def send_ui_message(
     `POST /api/agent/tasks/{task_id}/approvals/{approval_id}` and `resumeStream()`. A cancelled task ends with
     `abort`, a failed one with `error`.
 
-    When a model call breaks off in mid-text and its retry says something else, the part so far is void, which
-    this protocol can't take back: it has `providerMetadata.studio.discarded`, and `data-reset` `{step}` follows.
-    Resumed streams don't have it.
+    When a model call breaks off and its retry says something else, `reset-step` takes back what the step has shown.
+    The SDK knows it from version 7 on; to older ones it is an error, which resuming heals.
 
     Leaving stops nothing. An `error` also ends a stream when the server stops or the access ends: resume it.
     """

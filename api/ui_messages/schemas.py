@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from api.agent.schemas import DEFAULT_STEPS, Budget, ClientMessageId, ModelName, Prompt, Steps, ToolName
 from api.fields import STORABLE
@@ -26,8 +26,6 @@ class UIRequest(BaseModel):
     `tools`, `approval_mode`: of `agent` mode, as for `POST /api/agent/tasks`. A `regenerate-message` takes all but
     `messageId` from the task that it tries again.
     """
-
-    model_config = ConfigDict(populate_by_name=True)
 
     messages: Annotated[list[UIMessage], Field(max_length=_MAX_MESSAGES)] = []
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"

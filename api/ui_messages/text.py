@@ -1,20 +1,18 @@
-"""A step's text on its way into a message that can only be added to."""
+"""A step's text on its way into a message that is added to, and from which only a whole step can be taken back."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 Part = dict[str, Any]
 """A part of the stream, as JSON: `{type, …}`."""
-DISCARDED: Final = {"studio": {"discarded": True}}
-"""`providerMetadata` of a text part that is void: its model call broke off, and what came of the retry stands after."""
 
 
 class StepText:
     """Follows what a step says with parts of the stream.
 
-    Nothing can be taken back in this protocol. When a model call is made again, what is shown already stands as long
-    as the model says the same again; from where it says something else, the shown part is ended as `DISCARDED`, and
-    one with the whole text of the new attempt begins.
+    When a model call is made again, what is shown already stands as long as the model says the same again. Where it
+    says something else, the step's parts are taken back, and a new one has the whole text of the new attempt. Clients
+    older than version 7 can't take back: to them it is an error, which resuming the stream heals.
     """
 
     def __init__(self, step: int) -> None:
@@ -50,8 +48,7 @@ class StepText:
 
     def _show(self) -> Iterator[Part]:
         if not self._wanted.startswith(self._shown):
-            yield {"type": "text-end", "id": self._id, "providerMetadata": DISCARDED}
-            yield {"type": "data-reset", "id": f"reset-{self._step}-{self._number}", "data": {"step": self._step}}
+            yield {"type": "reset-step"}
             self._shown = ""
             self._number += 1
         if self._wanted and not self._shown:
