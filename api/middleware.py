@@ -134,15 +134,23 @@ class ErrorBoundary:
             await self._app(scope, receive, send)
             return
         started = False
+        lost: Exception | None = None
 
         async def watched(message: Message) -> None:
-            nonlocal started
+            nonlocal started, lost
             started = started or message["type"] in {"http.response.start", "websocket.close"}
-            await send(message)
+            try:
+                await send(message)
+            except (OSError, RuntimeError) as error:
+                # The client has left: OSError; in the moment of the handshake's answer uvicorn takes it for disorder.
+                lost = error
+                raise
 
         try:
             await self._app(scope, receive, watched)
         except Exception as error:  # the top of every request
+            if error is lost and scope["type"] == "websocket":
+                return  # nobody is left to be told anything
             answer = problem_of(error)
             if answer is None:
                 incident = str(uuid4())

@@ -11,11 +11,12 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.responses import HTMLResponse
 from fastapi.security import OAuth2PasswordRequestForm
+from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from api.app import ROUTERS, create_app
 from api.log import REDACTED, configure_logging
-from api.middleware import JSON_BODY_LIMIT
+from api.middleware import JSON_BODY_LIMIT, ErrorBoundary
 from api.services import ApiConfig
 from tests.api.stand import PASSWORD, Account
 
@@ -173,3 +174,21 @@ def test_secrets_are_taken_out_of_the_log(log_stream: io.StringIO) -> None:
     assert "since=1" in second["event"]
     assert "Traceback" in third["exception"]
     assert logging.getLogger("uvicorn.access").propagate is False
+
+
+@pytest.mark.parametrize(
+    "lost", [OSError("gone"), RuntimeError("Expected 'websocket.accept' but got 'websocket.send'")]
+)
+async def test_a_client_that_leaves_while_its_websocket_opens_is_no_incident(lost: Exception) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+
+    async def send(message: Message) -> None:
+        raise lost
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    with capture_logs() as logged:
+        await ErrorBoundary(app)({"type": "websocket", "path": "/"}, receive, send)
+    assert logged == []
