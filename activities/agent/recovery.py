@@ -7,7 +7,7 @@ import structlog
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from storage import task_recovery
+from storage import agent_tasks, task_recovery
 from storage.agent_tasks import TaskRecord
 from storage.engine import Database
 from workflows.contracts.agent_tasks import AgentTaskInput
@@ -38,7 +38,7 @@ class TaskRecovery:
             resumable = await task_recovery.resumable(
                 session, older_than_s=grace, default_monthly_usd=self._monthly_usd, limit=_AT_MOST
             )
-        lost = [task for task in unended if not await self._runs(task)]
+        lost = [task for task in unended if await self._is_lost(task)]
         if not request.dry_run:
             for task in lost:
                 await start_agent_task(self._client, _input(task))
@@ -48,6 +48,14 @@ class TaskRecovery:
             for task in resumable:
                 await nudge_agent_task(self._client, str(task.id))
         return sorted({task.project_id for task in (*lost, *cancelling, *resumable)})
+
+    async def _is_lost(self, task: TaskRecord) -> bool:
+        """Whether no workflow runs for it though it hasn't ended: a row ends before its workflow, so it is read last."""
+        if await self._runs(task):
+            return False
+        async with self._database.reading() as session:
+            now = await agent_tasks.get(session, task.id)
+        return now is not None and not now.ended
 
     async def _runs(self, task: TaskRecord) -> bool:
         try:
