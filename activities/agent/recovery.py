@@ -50,7 +50,7 @@ class TaskRecovery:
         return sorted({task.project_id for task in (*lost, *cancelling, *resumable)})
 
     async def _is_lost(self, task: TaskRecord) -> bool:
-        """Whether no workflow runs for it though it hasn't ended: a row ends before its workflow, so it is read last."""
+        """Whether it has no workflow though it hasn't ended: a row ends before its workflow, so it is read last."""
         if await self._runs(task):
             return False
         async with self._database.reading() as session:
