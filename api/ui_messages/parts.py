@@ -126,7 +126,7 @@ class MessageParts:
             own = [name for name in asking if self._approvals[name]["data"]["toolCallId"] in {call, None}]
             yield from ({"type": "tool-approval-request", "approvalId": name, "toolCallId": call} for name in own[:1])
         elif state == CallState.FAILED:
-            yield {"type": "tool-output-error", "toolCallId": call, "errorText": _UNREADABLE}
+            yield _output("error", call, errorText=_UNREADABLE)
 
     def _show(self, call: str) -> Part:
         self._shown.add(call)
@@ -139,12 +139,11 @@ class MessageParts:
         if call not in self._shown:
             yield self._show(call)
         if state == CallState.COMPLETED:
-            output = {"result": result, "exit_code": data["exit_code"]}
-            yield {"type": "tool-output-available", "toolCallId": call, "output": output}
+            yield _output("available", call, output={"result": result, "exit_code": data["exit_code"]})
         elif state == CallState.DENIED:
             yield {"type": "tool-output-denied", "toolCallId": call}
         else:
-            yield {"type": "tool-output-error", "toolCallId": call, "errorText": result}
+            yield _output("error", call, errorText=result)
 
     # --- approvals ---
 
@@ -189,6 +188,10 @@ class MessageParts:
             case TaskState.FAILED:
                 yield from self._leave()
                 yield {"type": "error", "errorText": data.get("detail") or data.get("reason") or "The task failed."}
+
+
+def _output(kind: str, call: str, **more: Any) -> Part:  # noqa: ANN401 -- JSON of any shape
+    return {"type": f"tool-output-{kind}", "toolCallId": call, "dynamic": True, **more}
 
 
 def ends_message(event: Event) -> bool:

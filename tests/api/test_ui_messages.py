@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,15 +15,18 @@ from uuid6 import uuid7
 
 from api import sse
 from api.temporal import TemporalGateway
-from storage import agent_tasks
+from storage import agent_tasks, event_log
 from storage.engine import Database
-from tests.api.agent_stand import AgentStand, agent_stand
+from tests.api.agent_stand import AgentStand, agent_stand, until
 from tests.api.passes import ENDS, End, passes
 from tests.api.stand import Account
 from tests.api.temporal_server import TemporalServer
+from tests.clients import npm
 from workflows.contracts.agent_tasks import TaskState
+from workflows.contracts.events import EventType, NewEvent
 
 Part = dict[str, Any]
+FOLDER = Path(__file__).parents[1] / "clients" / "ai"
 
 
 @pytest.fixture
@@ -258,3 +262,26 @@ async def test_a_stream_ends_with_the_callers_access_and_says_that_it_isnt_whole
 async def test_a_browser_elsewhere_may_see_the_protocols_version(stand: AgentStand) -> None:
     answer = await stand.call("GET", "/healthz", Origin="https://console.example.com")
     assert "x-vercel-ai-ui-message-stream" in answer.headers["access-control-expose-headers"].lower()
+
+
+async def test_the_sdk_takes_back_what_a_broken_model_call_has_said(stand: AgentStand, address: str) -> None:
+    chat = await stand.chat()
+    told = {"story": "retold", "base": address, "token": stand.owner.access_token, "id": chat, "text": "Hello"}
+    story = asyncio.create_task(npm.run(FOLDER, "chat.mjs", told))
+
+    async def has_messages(count: int) -> bool:
+        return len((await stand.call("GET", f"/api/chat/{chat}/messages")).json()["items"]) == count
+
+    await until(lambda: has_messages(1))
+    [task] = (await stand.call("GET", "/api/agent/tasks")).json()["items"]
+    await stand.tell(task["id"], "Once upon a time")
+    await until(lambda: has_messages(2))  # by which the client says that it has read it
+    reset = NewEvent(project_id=stand.project_id, type=EventType.STEP_RESET, task_id=task["id"], data={"step": 1})
+    async with stand.database.transaction() as session:
+        await event_log.append(session, [reset])
+    await stand.tell(task["id"], "Good", " morning")
+    await stand.set_state(task["id"], TaskState.COMPLETED)
+    shown = await story
+    assert shown["before"] == "Once upon a time"
+    assert (shown["status"], shown["text"]) == ("ready", "Good morning")
+    assert [part["type"] for part in shown["parts"]] == ["data-task", "step-start", "text"]

@@ -94,6 +94,20 @@ const stories = {
     return { ...tell(chat), states: data.filter((part) => part.type === "data-task").map((part) => part.data.state) };
   },
 
+  async retold() {
+    const { chat, seen } = open();
+    const sending = chat.sendMessage({ text });
+    await until(() => textOf(chat));
+    const before = textOf(chat);
+    await fetch(`${base}/api/agent/tasks/${last(chat).id}/messages`, {
+      method: "POST",
+      headers: { ...headers, "Content-Type": "application/json" },
+      body: JSON.stringify({ content: "I have read something." }),
+    });
+    await sending;
+    return { ...tell(chat), before, seen };
+  },
+
   async failure() {
     const { chat } = open();
     await chat.sendMessage({ text });
