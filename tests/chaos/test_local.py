@@ -1,9 +1,11 @@
 """The same promises where dev servers are processes of this machine."""
 
 import asyncio
+import logging
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
 
 import pytest
 
@@ -19,9 +21,14 @@ from tests.chaos.checks import (
     until_gone,
 )
 from tests.chaos.conftest import SHORT
+from tests.chaos.killing import SEED, Killer
 from tests.chaos.observers import Machine
+from tests.chaos.tasks import begin, check_worked_once, commands
+from tests.chaos.watchers import SseWatcher, TaskWatcher, check_same, following, whole_log
 from tests.chaos.world import Person, World, program, states, until
 from tests.workers.stacks import RunningStack, stack_environment
+
+log = logging.getLogger(__name__)
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -109,3 +116,20 @@ async def test_deletions_while_they_start_and_run_leave_nothing(world: World, an
         await until_gone(project)
         await check_nothing_left(project)
     assert world.observer.leftovers(ann.id) == []
+
+
+async def test_a_task_runs_each_command_once_though_its_workers_are_killed(world: World, ann: Person) -> None:
+    count = 30
+    log.warning("CHAOS_SEED=%d", SEED)  # shown when it fails
+    project = await ann.start()
+    task = await begin(project, commands(count, uuid4().hex))
+    all_of_it, own = SseWatcher(ann, f"/api/projects/{project.id}/events"), TaskWatcher(ann, task.id)
+    killer = Killer(world, all_of_it.step, count)
+    async with following(all_of_it, own), asyncio.TaskGroup() as group:
+        group.create_task(killer.part("worker", 4))
+        group.create_task(killer.part("api", 1))
+        ended = await task.until_ended(200)
+        await own.until_seen(await project.last_seq())
+    assert killer.kills == 5
+    check_same(own.seen, task.of(await whole_log(project)))
+    check_worked_once(project, ended, own.seen, count)
