@@ -27,5 +27,5 @@ async def working() -> AsyncIterator[None]:
 
 async def _beat() -> None:
     while True:
+        await asyncio.sleep(_INTERVAL_S)  # first: most activities end before they have anything to say
         activity.heartbeat()
-        await asyncio.sleep(_INTERVAL_S)

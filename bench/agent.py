@@ -25,7 +25,7 @@ from tests.workers.stacks import RunningStack, free_ports, stack_environment
 ROUNDS = 30
 STEPS = 60
 RATE = 50.0
-TOKENS = 400
+TOKENS = 1200
 SETTLE_S = 2.0
 USERS_HOLD = 50
 """Streams of one user; a user may have 100 tasks under way."""
@@ -148,7 +148,7 @@ async def measure_first_token(api: str, model: str, owner: Owner) -> float:
 async def one_stream(owner: Owner, delays: dict[str, list[tuple[float, float]]]) -> None:
     chat = await owner.chat()
     answer = await owner.post(f"/api/chat/{chat}/messages", {"content": json.dumps({"tokens": TOKENS, "rate": RATE})})
-    delays[answer["task"]["id"]] = []
+    delays.setdefault(answer["task"]["id"], [])
 
 
 async def watch_tokens(api: str, owner: Owner, delays: dict[str, list[tuple[float, float]]], expected: int) -> None:

@@ -134,14 +134,17 @@ async def settle(
     output_tokens: int,
     cost_usd: Decimal,
     estimated: bool = False,
+    task: AgentTaskRow | None = None,
 ) -> bool:
     """Write down what the call used, and add it to its task. Once: a second time changes nothing and is False.
 
-    `estimated`: it is our reckoning, not the server's word. A call that was released or is unknown is False, too.
+    `estimated`: it is our reckoning, not the server's word. `task`: the call's, when its row is locked already. A call
+    that was released or is unknown is False, too.
     """
-    task_id = await session.scalar(select(ModelCall.task_id).where(ModelCall.id == call_id))
-    # The task's row before the call's: whoever ends a step holds it already when they settle.
-    task = None if task_id is None else await agent_tasks.lock(session, task_id)
+    if task is None:
+        task_id = await session.scalar(select(ModelCall.task_id).where(ModelCall.id == call_id))
+        # The task's row before the call's: whoever ends a step holds it already when they settle.
+        task = None if task_id is None else await agent_tasks.lock(session, task_id)
     call = await session.get(ModelCall, call_id, with_for_update=True, populate_existing=True)
     if call is None or call.settled_at is not None:
         return False

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Select, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log
@@ -105,35 +105,36 @@ class Transcript:
     summary: Summary | None
 
 
-def _call(row: ToolCall) -> CallRecord:
-    return CallRecord(**{field.name: getattr(row, field.name) for field in fields(CallRecord)})
+# Columns, not entities: a long task's transcript is read before each of its steps.
+_CALL: Final = select(*(getattr(ToolCall, field.name) for field in fields(CallRecord)))
+_MESSAGE: Final = select(*(getattr(Message, field.name) for field in fields(MessageRecord)))
+_STEP: Final = select(TaskStep.n, TaskStep.text, TaskStep.finish_reason)
 
 
-def _message(row: Message) -> MessageRecord:
-    return MessageRecord(**{field.name: getattr(row, field.name) for field in fields(MessageRecord)})
+async def _calls(session: AsyncSession, query: Select[*tuple[Any, ...]]) -> list[CallRecord]:
+    return [CallRecord(*row) for row in await session.execute(query)]
 
 
 async def transcript(session: AsyncSession, task_id: UUID, chat_id: UUID, prompt_seq: int) -> Transcript:
     """Everything that is stored, without what the newest summary stands for."""
-    newest = select(TaskSummary).where(TaskSummary.task_id == task_id).order_by(TaskSummary.upto.desc()).limit(1)
-    row = (await session.scalars(newest)).first()
-    upto = 0 if row is None else row.upto
-    past: list[Message] = []
-    if row is None:
-        before = select(Message).where(Message.chat_id == chat_id, Message.seq < prompt_seq)
-        past = list(await session.scalars(before.order_by(Message.seq.desc()).limit(_PAST_MESSAGES)))
+    newest = select(TaskSummary.upto, TaskSummary.text).where(TaskSummary.task_id == task_id)
+    row = (await session.execute(newest.order_by(TaskSummary.upto.desc()).limit(1))).first()
+    summary = None if row is None else Summary(*row)
+    upto = 0 if summary is None else summary.upto
+    past: list[MessageRecord] = []
+    if summary is None:
+        before = _MESSAGE.where(Message.chat_id == chat_id, Message.seq < prompt_seq).order_by(Message.seq.desc())
+        past = [MessageRecord(*found) for found in await session.execute(before.limit(_PAST_MESSAGES))]
     # A prompt's message carries step 0; the rest is what was said while the task ran.
-    said = select(Message).where(
-        Message.task_id == task_id, Message.role == "user", Message.step > max(upto, 0), Message.step.is_not(None)
-    )
-    steps = select(TaskStep).where(TaskStep.task_id == task_id, TaskStep.n > upto).order_by(TaskStep.n)
-    calls = select(ToolCall).where(ToolCall.task_id == task_id, ToolCall.step > upto)
+    said = _MESSAGE.where(Message.task_id == task_id, Message.role == "user", Message.step > upto)
+    steps = _STEP.where(TaskStep.task_id == task_id, TaskStep.n > upto).order_by(TaskStep.n)
+    calls = _CALL.where(ToolCall.task_id == task_id, ToolCall.step > upto)
     return Transcript(
-        past=[_message(message) for message in reversed(past)],
-        said=[_message(message) for message in await session.scalars(said.order_by(Message.seq))],
-        steps=[StepRecord(step.n, step.text, step.finish_reason) for step in await session.scalars(steps)],
-        calls=[_call(call) for call in await session.scalars(calls.order_by(ToolCall.step, ToolCall.position))],
-        summary=None if row is None else Summary(row.upto, row.text),
+        past=past[::-1],
+        said=[MessageRecord(*found) for found in await session.execute(said.order_by(Message.seq))],
+        steps=[StepRecord(*found) for found in await session.execute(steps)],
+        calls=await _calls(session, calls.order_by(ToolCall.step, ToolCall.position)),
+        summary=summary,
     )
 
 
@@ -163,8 +164,8 @@ def _unseen(task_id: UUID) -> tuple[Any, ...]:
 
 async def find(session: AsyncSession, task_id: UUID, n: int) -> StepRecord | None:
     """The step's answer, or None while it has none."""
-    row = await session.get(TaskStep, (task_id, n), populate_existing=True)
-    return None if row is None else StepRecord(row.n, row.text, row.finish_reason)
+    row = (await session.execute(_STEP.where(TaskStep.task_id == task_id, TaskStep.n == n))).first()
+    return None if row is None else StepRecord(*row)
 
 
 async def last(session: AsyncSession, task_id: UUID) -> int:
@@ -233,31 +234,30 @@ async def told_text(session: AsyncSession, task_id: UUID, n: int) -> str:
 
 async def calls_of(session: AsyncSession, task_id: UUID, n: int) -> list[CallRecord]:
     """The step's calls in the model's order."""
-    query = select(ToolCall).where(ToolCall.task_id == task_id, ToolCall.step == n).order_by(ToolCall.position)
-    return [_call(row) for row in await session.scalars(query.execution_options(populate_existing=True))]
+    query = _CALL.where(ToolCall.task_id == task_id, ToolCall.step == n).order_by(ToolCall.position)
+    return await _calls(session, query)
 
 
 async def open_calls(session: AsyncSession, task_id: UUID) -> list[CallRecord]:
     """The task's calls that have no answer yet."""
-    query = select(ToolCall).where(ToolCall.task_id == task_id, ToolCall.state.not_in(ENDED_CALLS))
-    return [_call(row) for row in await session.scalars(query.execution_options(populate_existing=True))]
+    return await _calls(session, _CALL.where(ToolCall.task_id == task_id, ToolCall.state.not_in(ENDED_CALLS)))
 
 
 async def find_call(session: AsyncSession, task_id: UUID, call_id: str) -> CallRecord | None:
     """One call of the task, or None."""
-    row = await session.get(ToolCall, call_id, populate_existing=True)
-    return None if row is None or row.task_id != task_id else _call(row)
+    found = await _calls(session, _CALL.where(ToolCall.id == call_id, ToolCall.task_id == task_id))
+    return found[0] if found else None
 
 
 async def commands(session: AsyncSession, task_id: UUID, name: str) -> list[CallRecord]:
     """The task's begun calls of the tool that runs commands, those that may still have a process behind them."""
-    query = select(ToolCall).where(
+    query = _CALL.where(
         ToolCall.task_id == task_id,
         ToolCall.name == name,
         ToolCall.started_at.is_not(None),
         (ToolCall.state == CallState.RUNNING) | ToolCall.arguments.contains("background"),
     )
-    return [_call(row) for row in await session.scalars(query)]
+    return await _calls(session, query)
 
 
 async def begin_call(session: AsyncSession, project_id: int, call: CallRecord, task_id: UUID) -> None:

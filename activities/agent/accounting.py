@@ -92,8 +92,16 @@ class Accounts:
             else:
                 await model_ledger.release(session, call.id)
 
-    async def settle(self, session: AsyncSession, call: OpenCall, usage: ModelUsage, *, estimated: bool) -> Decimal:
-        """Write down what the call used; returns its cost. Its task's project must be locked."""
+    async def settle(
+        self,
+        session: AsyncSession,
+        call: OpenCall,
+        usage: ModelUsage,
+        *,
+        estimated: bool,
+        task: AgentTaskRow | None = None,
+    ) -> Decimal:
+        """Write down what the call used; returns its cost. Its project must be locked, and `task` is, where given."""
         cost = call.cost(usage)
         await model_ledger.settle(
             session,
@@ -102,6 +110,7 @@ class Accounts:
             output_tokens=usage.output_tokens,
             cost_usd=cost,
             estimated=estimated,
+            task=task,
         )
         return cost
 

@@ -175,7 +175,7 @@ class ModelStep:
             if not await event_fences.stands(session, row.id, begun.fence):
                 raise FencedOffError
             record = StepRecord(step.step, answer.text, answer.end.finish_reason)
-            usage = await self._settle(session, begun.call, answer)
+            usage = await self._settle(session, row, begun.call, answer)
             await task_steps.add(session, row.id, record, calls, usage)
             if calls:
                 await planning.ask(session, row, record, limit_s=self._settings.approval_limit_s)
@@ -189,10 +189,10 @@ class ModelStep:
                 )
             return await planning.next_move(session, row, step.step, self._accounts)
 
-    async def _settle(self, session: AsyncSession, call: OpenCall, answer: Answer) -> StepUsage:
+    async def _settle(self, session: AsyncSession, row: AgentTaskRow, call: OpenCall, answer: Answer) -> StepUsage:
         told = answer.end.usage
         usage = told or call.reckoned(answer.text)
-        cost = await self._accounts.settle(session, call, usage, estimated=told is None)
+        cost = await self._accounts.settle(session, call, usage, estimated=told is None, task=row)
         return StepUsage(usage.input_tokens, usage.output_tokens, cost)
 
 
