@@ -17,6 +17,8 @@ from tests.chaos.world import Person, Project, until
 Body = dict[str, Any]
 
 FINAL = ("completed", "failed", "cancelled")
+HURRIED = 0.2
+"""Of those that are cut, the share that may not even open."""
 
 
 def steadily() -> float | None:
@@ -25,7 +27,9 @@ def steadily() -> float | None:
 
 
 class Watcher(ABC):
-    """Collects the body of each event as it was sent. `stay_s` says of each connection how long it is to hold."""
+    """Collects the body of each event as it was sent. `stay_s` says of each stream how long it is to hold once it is
+    open; some are cut before that.
+    """
 
     def __init__(self, owner: Person, stay_s: Callable[[], float | None] = steadily) -> None:
         self.seen: list[Body] = []
@@ -48,10 +52,11 @@ class Watcher(ABC):
         """Until the stream itself says that nothing follows."""
         async with httpx.AsyncClient(base_url=self._owner.world.stack.api, headers=self._owner.http.headers) as http:
             while not self._over:
-                self._open = False
+                self._open, stay_s = False, self._stay_s()
+                hurried = stay_s is not None and random.random() < HURRIED
                 try:
-                    async with asyncio.timeout(self._stay_s()):
-                        await self._connected(http)
+                    async with asyncio.timeout(random.uniform(0, 0.2) if hurried else None) as self._limit:
+                        await self._connected(http, stay_s)
                 except (TimeoutError, OSError, httpx.HTTPError, websockets.WebSocketException) as error:
                     check_passing(error)
                 self.cuts += self._open and not self._over
@@ -64,8 +69,12 @@ class Watcher(ABC):
         await until(there, f"event {seq} at a watcher, which is at {self.position}", timeout_s)
 
     @abstractmethod
-    async def _connected(self, http: httpx.AsyncClient) -> None:
-        """One connection, to its end."""
+    async def _connected(self, http: httpx.AsyncClient, stay_s: float | None) -> None:
+        """One connection, to its end; says when it is `_opened`."""
+
+    def _opened(self, stay_s: float | None) -> None:
+        self._open = True
+        self._limit.reschedule(None if stay_s is None else asyncio.get_running_loop().time() + stay_s)
 
     def _take(self, body: Body) -> None:
         self.seen.append(body)
@@ -78,14 +87,14 @@ class SseWatcher(Watcher):
         super().__init__(owner, stay_s)
         self._address = address
 
-    async def _connected(self, http: httpx.AsyncClient) -> None:
+    async def _connected(self, http: httpx.AsyncClient, stay_s: float | None) -> None:
         headers = {"Last-Event-ID": str(self.position)} if self.seen else {}
         async with aconnect_sse(http, "GET", self._address, headers=headers, timeout=30) as source:
             if source.response.status_code == 204:
                 self._over = True
                 return
             source.response.raise_for_status()
-            self._open = True
+            self._opened(stay_s)
             async for frame in source.aiter_sse():
                 if not frame.data:
                     continue  # a comment, which the client's library takes for a frame
@@ -113,7 +122,7 @@ class SocketWatcher(Watcher):
         super().__init__(owner, stay_s)
         self._chat_id = chat_id
 
-    async def _connected(self, http: httpx.AsyncClient) -> None:
+    async def _connected(self, http: httpx.AsyncClient, stay_s: float | None) -> None:
         address = f"{http.base_url}/api/chat/{self._chat_id}/ws".replace("http", "ws", 1)
         connecting = websockets.connect(
             f"{address}?since={self.position}",
@@ -125,7 +134,7 @@ class SocketWatcher(Watcher):
             try:
                 ready = json.loads(await socket.recv())
                 assert (ready["type"], ready["last_seq"]) == ("ready", self.position)
-                self._open = True
+                self._opened(stay_s)
                 async for frame in socket:
                     self._take(json.loads(frame))
             finally:
