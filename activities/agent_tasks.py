@@ -80,7 +80,7 @@ class AgentTasks(AgentTaskActivities):
         try:
             return await self._parts.compaction.compact(step, await self._info(caller.model), caller.key)
         except ModelBudgetError:
-            return await self._parts.accounts.pause_for_proxy(step)
+            return await self._pause_for_proxy(step)
 
     async def _unless_cancelled(
         self, step: TaskStepInput, work: Callable[[TaskStepInput], Coroutine[Any, Any, StepOutcome]]
@@ -114,8 +114,13 @@ class AgentTasks(AgentTaskActivities):
         except ContextOverflowError:
             return StepOutcome(move=NextMove.COMPACT)
         except ModelBudgetError:
-            return await self._parts.accounts.pause_for_proxy(step)
+            return await self._pause_for_proxy(step)
         return await self._steps.store(step, begun, answer)
+
+    async def _pause_for_proxy(self, step: TaskStepInput) -> StepOutcome:
+        """Unless the budget was raised while the proxy refused by the old one: then the call is made again."""
+        await self._parts.keys.caller(step)
+        return await self._parts.accounts.pause_for_proxy(step)
 
     async def _wake(self, step: TaskStepInput) -> None:
         """An agent's dev server runs while it works; one that can't be started is no reason not to."""

@@ -42,7 +42,11 @@ async def key_of(session: AsyncSession, user_id: int, secrets: SecretBox) -> str
 
 @dataclass(frozen=True)
 class Caller:
-    """For whom a task calls which model. `key` None: there is none that can be used."""
+    """For whom a task calls which model.
+
+    `key` None: there is none that can be used, or the proxy has still to hear of another budget, and would refuse it
+    by the old one.
+    """
 
     model: str
     is_active: bool
@@ -50,7 +54,7 @@ class Caller:
 
 
 _CALLER: Final = Statement(
-    select(AgentTaskRow.model, User.is_active, ModelKey.key_encrypted)
+    select(AgentTaskRow.model, User.is_active, ModelKey.key_encrypted, ModelKey.is_stale)
     .join_from(AgentTaskRow, User, User.id == AgentTaskRow.user_id)
     .outerjoin(ModelKey, ModelKey.user_id == User.id)
     .where(AgentTaskRow.id == bindparam("task_id"))
@@ -62,8 +66,8 @@ async def caller(database: Database, task_id: UUID, secrets: SecretBox) -> Calle
     rows = await database.fetch(_CALLER, task_id=task_id)
     if not rows:
         return None
-    model, is_active, encrypted = rows[0]
-    return Caller(model, is_active, None if encrypted is None else _opened(encrypted, secrets))
+    model, is_active, encrypted, is_stale = rows[0]
+    return Caller(model, is_active, None if encrypted is None or is_stale else _opened(encrypted, secrets))
 
 
 async def state_of(session: AsyncSession, user_id: int, secrets: SecretBox) -> KeyState:

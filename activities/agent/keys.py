@@ -32,7 +32,8 @@ class UserKeys:
     async def caller(self, step: TaskStepInput) -> Caller | None:
         """Model and key of the task; None when it is gone.
 
-        Raises `ApplicationError`: `user_disabled`, not retried; `model_key_pending`, retried, while the key is made.
+        Raises `ApplicationError`: `user_disabled`, not retried; `model_key_pending`, retried, while the key is made or
+        the proxy hears of another budget.
         """
         caller = await model_keys.caller(self._database, UUID(step.task_id), self._secrets)
         if caller is None:
@@ -43,7 +44,7 @@ class UserKeys:
             with contextlib.suppress(RPCError):  # the next attempt asks again, and so does `Reconcile`
                 await start_onboard_user(self._client, OnboardInput(user_id=step.user_id))
             raise ApplicationError(
-                "The user's key at the model proxy is still being made.",
+                "The user's key at the model proxy is still being made or changed.",
                 type="model_key_pending",
                 next_retry_delay=_LOOK_AGAIN,
             )
