@@ -1,6 +1,6 @@
 """Questions to a task's owner: asked with the step that raises them, answered over the API, denied by their time limit.
 
-Whoever writes here holds the locks of project and task. What a client decides: storage/task_requests.py.
+Whoever writes here holds the locks of project and task. What a client decides: storage/task_decisions.py.
 """
 
 from dataclasses import dataclass, fields

@@ -19,6 +19,7 @@ from storage import agent_tasks, chats, event_fences, event_log, leases, project
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_fences import FencedOffError
+from storage.projects import ProjectRecord
 from storage.tables import AgentTaskRow
 from storage.task_steps import NewCall, StepRecord, StepUsage
 from workflows.contracts.agent_tasks import (
@@ -31,7 +32,9 @@ from workflows.contracts.agent_tasks import (
     TaskStepInput,
 )
 from workflows.contracts.dev_servers import LeaseKind
+from workflows.contracts.errors import ConflictError
 from workflows.contracts.events import EventFence, EventType, NewEvent
+from workflows.contracts.projects import ProjectState
 
 LEASE_S: Final = 40 * 60.0
 """Each step keeps its task's dev server awake for so long: longer than the longest command that it may run."""
@@ -77,7 +80,9 @@ class ModelStep:
     # --- beginning ---
 
     async def begin(self, step: TaskStepInput, info: ModelInfo | None) -> Begun | StepOutcome | None:
-        """Admit and announce the call, or say what the rows want instead. None: others' calls must settle first."""
+        """Admit and announce the call, or say what the rows want instead. None: something else must settle first, the
+        project's provision or others' calls. Raises `ConflictError` `project_failed`.
+        """
         async with self._database.transaction() as session:
             project = await projects.lock(session, step.project_id)
             row = None if project is None else await agent_tasks.lock(session, UUID(step.task_id))
@@ -86,6 +91,8 @@ class ModelStep:
             outcome = await self._instead(session, row, step.step)
             if outcome is not None:
                 return outcome
+            if row.mode == TaskMode.AGENT and not _has_files(project):
+                return None
             await task_steps.take_in_messages(session, row.id, step.step)
             native = info is None or info.calls_tools
             said = await task_steps.transcript(session, row.id, row.chat_id, row.prompt_seq)
@@ -205,6 +212,13 @@ def _usage_event(row: AgentTaskRow, n: int, usage: StepUsage) -> NewEvent:
         "total_cost_usd": float(row.cost_usd),
     }
     return NewEvent(project_id=row.project_id, type=EventType.USAGE, task_id=str(row.id), data=data)
+
+
+def _has_files(project: ProjectRecord) -> bool:
+    """Whether the agent finds a project to work in; not while it is being provisioned."""
+    if project.state == ProjectState.FAILED:
+        raise ConflictError("The project could not be provisioned; make it anew.", code="project_failed")
+    return project.state != ProjectState.PROVISIONING
 
 
 async def collect(models: LanguageModel, call: OpenCall, settings: AgentSettings, key: str | None) -> Answer:

@@ -374,6 +374,27 @@ async def test_an_end_is_written_once_and_withdraws_what_was_asked(stand: Stand)
     assert [data["state"] for data in await stand.events(task, "task.state")][-1] == "cancelled"
 
 
+async def test_a_task_waits_for_its_projects_files_and_fails_with_them(stand: Stand) -> None:
+    async def set_project(state: str) -> None:
+        async with stand.database.transaction() as session:
+            values = {"state": state, "id": stand.project.id}
+            await session.execute(text("UPDATE projects SET state = :state WHERE id = :id"), values)
+
+    await set_project("provisioning")
+    task = await stand.begin({"steps": [{"text": "ok"}]})
+    working = asyncio.create_task(stand.step(task, 1))
+    await asyncio.sleep(0.5)
+    assert not working.done()
+    await set_project("ready")
+    assert (await working).move == NextMove.FINISH
+    await stand.end(task, TaskState.COMPLETED, 1)
+    await set_project("failed")
+    task = await stand.begin({"steps": [{"text": "ok"}]})
+    with pytest.raises(ApplicationError) as failure:
+        await stand.step(task, 1)
+    assert (failure.value.type, failure.value.non_retryable) == ("project_failed", True)
+
+
 # --- bounds ---
 
 
