@@ -105,7 +105,8 @@ def _submission(message: UIMessage) -> Submission:
     if any(part.get("type") == "file" for part in parts):
         detail = "Files can't be sent with a message; put them into the project."
         raise InvalidError(detail, code="files_not_supported")
-    content = "\n".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")
+    texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    content = "\n".join(text for text in texts if isinstance(text, str))
     return _valid(Submission, {"id": message.id or None, "content": content})
 
 

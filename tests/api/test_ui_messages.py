@@ -137,6 +137,7 @@ async def test_regenerate_tries_again_what_is_meant(stand: AgentStand) -> None:
         ([{"role": "assistant", "parts": []}], "bad_message"),
         ([{"id": "m", "role": "user", "parts": []}], "bad_message"),
         ([{"id": "m", "role": "user", "parts": [{"type": "text", "text": "a\0b"}]}], "bad_message"),
+        ([{"id": "m", "role": "user", "parts": ["a", {"type": "text", "text": None}]}], "bad_message"),
         ([{"id": "m" * 201, "role": "user", "parts": [{"type": "text", "text": "a"}]}], "bad_message"),
         ([{"id": "m", "role": "user", "parts": [{"type": "file", "url": "data:,x"}]}], "files_not_supported"),
         ([{"role": "assistant", "parts": [{"state": "approval-responded", "approval": {"id": 1}}]}], "bad_message"),
