@@ -392,13 +392,20 @@ class RequestedCall:
 class ModelMessage:
     """One message of a conversation, in OpenAI's terms.
 
-    `tool_calls` only on an assistant's message; `tool_call_id` only, and always, on a `tool` message.
+    `tool_calls` only on an assistant's message; `tool_call_id` only, and always, on a `tool` message. `images`: PNG or
+    JPEG, only on a user's, and only for a model that sees them.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     tool_calls: tuple[RequestedCall, ...] = ()
     tool_call_id: str | None = None
+    images: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+def media_type_of(image: bytes) -> str:
+    """PNG's or JPEG's, by how it begins."""
+    return "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
 
 
 @dataclass(frozen=True)
@@ -454,6 +461,7 @@ class ModelInfo:
     """A model that can be asked for. Prices are USD for one token, None where nobody says.
 
     `context_tokens`: bound of a request together with its answer. `calls_tools`: it knows native function calling.
+    `sees_images`: a message may hold pictures.
     """
 
     id: str
@@ -461,6 +469,7 @@ class ModelInfo:
     output_price: Decimal | None = None
     context_tokens: int | None = None
     calls_tools: bool = True
+    sees_images: bool = False
 
 
 class LanguageModel(Protocol):

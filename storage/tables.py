@@ -422,6 +422,15 @@ class ToolCall(Table):
     ended_at: Mapped[datetime | None]
 
 
+class ToolImage(Table):
+    """A picture that a tool call has answered with: PNG or JPEG, at most 1 MiB."""
+
+    __tablename__ = "tool_images"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey(ToolCall.id, ondelete="CASCADE"), primary_key=True)
+    data: Mapped[bytes]
+
+
 class Approval(Table):
     """A question to the task's owner, and what they said. `call_id` None: for a plan."""
 

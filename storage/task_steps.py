@@ -16,12 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from storage import event_log
 from storage.chats import MessageRecord
 from storage.event_log import storable
-from storage.tables import Message, TaskStep, TaskSummary, ToolCall
+from storage.tables import Message, TaskStep, TaskSummary, ToolCall, ToolImage
 from workflows.contracts.agent_tasks import CallState
 from workflows.contracts.events import EventType, NewEvent
 
 _PAST_MESSAGES: Final = 200
 """Of a chat, those before the prompt that a model is told of at most; its compaction begins long before."""
+_IMAGES: Final = 4
 _SHOWN_RESULT: Final = 4000
 _RESULT_LIMIT: Final = 100_000
 """Characters of a tool's answer that are kept. Tools bound themselves lower; this holds for those that forget to."""
@@ -96,13 +97,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Transcript:
-    """All that a model is told of a task: the chat before it, what its user said since, steps, calls, and a summary."""
+    """All that a model is told of a task: the chat before it, what its user said since, steps, calls, and a summary.
+
+    `images`: those that the last step's calls have answered with; older ones have had their turn.
+    """
 
     past: list[MessageRecord]
     said: list[MessageRecord]
     steps: list[StepRecord]
     calls: list[CallRecord]
     summary: Summary | None
+    images: list[bytes]
 
 
 # Columns, not entities: a long task's transcript is read before each of its steps.
@@ -129,12 +134,17 @@ async def transcript(session: AsyncSession, task_id: UUID, chat_id: UUID, prompt
     said = _MESSAGE.where(Message.task_id == task_id, Message.role == "user", Message.step > upto)
     steps = _STEP.where(TaskStep.task_id == task_id, TaskStep.n > upto).order_by(TaskStep.n)
     calls = _CALL.where(ToolCall.task_id == task_id, ToolCall.step > upto)
+    done = [StepRecord(*found) for found in await session.execute(steps)]
+    called = await _calls(session, calls.order_by(ToolCall.step, ToolCall.position))
+    last = [call.id for call in called if call.step == done[-1].n] if done else []
+    pictures = select(ToolImage.data).where(ToolImage.call_id.in_(last)).order_by(ToolImage.call_id).limit(_IMAGES)
     return Transcript(
         past=past[::-1],
         said=[MessageRecord(*found) for found in await session.execute(said.order_by(Message.seq))],
-        steps=[StepRecord(*found) for found in await session.execute(steps)],
-        calls=await _calls(session, calls.order_by(ToolCall.step, ToolCall.position)),
+        steps=done,
+        calls=called,
         summary=summary,
+        images=list(await session.scalars(pictures)) if last else [],
     )
 
 
@@ -297,6 +307,18 @@ async def end_call(
     }
     event = NewEvent(project_id=project_id, type=EventType.TOOL_RESULT, task_id=str(task_id), data=data)
     await event_log.append(session, [event])
+
+
+async def add_image(session: AsyncSession, call_id: str, data: bytes) -> None:
+    """Keep what the call has answered with, besides its text."""
+    session.add(ToolImage(call_id=call_id, data=data))
+    await session.flush()
+
+
+async def image_of(session: AsyncSession, task_id: UUID, call_id: str) -> bytes | None:
+    """The picture of one of the task's calls, or None."""
+    query = select(ToolImage.data).join(ToolCall, ToolCall.id == ToolImage.call_id)
+    return await session.scalar(query.where(ToolImage.call_id == call_id, ToolCall.task_id == task_id))
 
 
 async def note_intent(session: AsyncSession, call_id: str, intent: dict[str, Any]) -> None:

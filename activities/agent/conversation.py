@@ -32,6 +32,9 @@ _PLANNING: Final = """\
 You are planning: until your plan is allowed you may only look. When you know what to do, call `submit_plan` with the \
 plan in a few clear steps. Its owner allows it or says what to change."""
 
+_PICTURES: Final = "What the tools of the last step have taken pictures of, in place of a description:"
+_IMAGE_CHARACTERS: Final = 6000
+"""A picture counts as so many: about 1,500 tokens, more than the usual providers bill for a page."""
 _COMPACTED: Final = "Summary of what was done and said so far, in place of the messages themselves:\n\n"
 
 
@@ -47,18 +50,25 @@ class Conversation:
         """Characters, tools and arguments included."""
         calls = (call.arguments for message in self.messages for call in message.tool_calls)
         return (
-            sum(len(message.content) for message in self.messages)
+            sum(len(message.content) + _IMAGE_CHARACTERS * len(message.images) for message in self.messages)
             + sum(len(text) for text in calls)
             + sum(len(str(tool.parameters)) + len(tool.description) for tool in self.tools)
         )
 
 
 def build(
-    task: TaskRecord, project: str, transcript: Transcript, tools: tuple[ToolSchema, ...], *, native: bool
+    task: TaskRecord,
+    project: str,
+    transcript: Transcript,
+    tools: tuple[ToolSchema, ...],
+    *,
+    native: bool,
+    sees_images: bool = False,
 ) -> Conversation:
     """The request for the step that comes after the transcript's last one.
 
     `native`: the model knows function calling; else tools are told and called in text (activities/tools/text_format).
+    `sees_images`: it is shown what the last step's tools have taken pictures of.
     """
     messages = [ModelMessage("system", _system(task, project, tools, native=native))]
     messages += [ModelMessage(_role(message.role), message.content) for message in transcript.past]
@@ -69,6 +79,8 @@ def build(
         messages += _said(transcript, step.n)
         calls = [call for call in transcript.calls if call.step == step.n]
         messages += _native(step, calls) if native else _in_text(step, calls)
+    if sees_images and transcript.images:
+        messages.append(ModelMessage("user", _PICTURES, images=tuple(transcript.images)))
     last = transcript.steps[-1].n if transcript.steps else 0
     messages += [ModelMessage("user", message.content) for message in transcript.said if (message.step or 0) > last]
     return Conversation(tuple(messages), tools if native else ())

@@ -97,7 +97,9 @@ class ModelStep:
             native = info is None or info.calls_tools
             said = await task_steps.transcript(session, row.id, row.chat_id, row.prompt_seq)
             task = agent_tasks.record_of(row)
-            talk = conversation.build(task, project.name, said, planning.offered(row), native=native)
+            sees = info is not None and info.sees_images
+            tools = planning.offered(row)
+            talk = conversation.build(task, project.name, said, tools, native=native, sees_images=sees)
             if self._is_too_long(talk, info):
                 await agent_tasks.set_state(session, row, TaskState.RUNNING)
                 return StepOutcome(move=NextMove.COMPACT)

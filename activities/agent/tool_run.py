@@ -144,6 +144,8 @@ class ToolRuns:
                 for change in result.changes
             ]
             await event_log.append(session, changed)
+            if result.image is not None:
+                await task_steps.add_image(session, claimed.call.id, result.image)
             await task_steps.end_call(
                 session,
                 request.project_id,

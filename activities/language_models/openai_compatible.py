@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ from activities.errors import ModelFault, ModelUnavailableError
 from activities.language_models.answer import Answer, Prices, read_amount
 from activities.language_models.faults import ServerError, read_error, to_fault
 from activities.language_models.wire import Patience, ask, drain, make_client, open_stream, read_events, read_json
-from activities.ports import ModelEnd, ModelInfo, ModelMessage, ModelRequest, ModelText, RequestedCall, ToolSchema
+from activities.ports import (
+    ModelEnd,
+    ModelInfo,
+    ModelMessage,
+    ModelRequest,
+    ModelText,
+    RequestedCall,
+    ToolSchema,
+    media_type_of,
+)
 
 END_MARK = "[DONE]"
 _OK = 200
@@ -154,7 +164,14 @@ def _message(message: ModelMessage) -> dict[str, Any]:
         sent["content"] = message.content or None  # some providers refuse empty text beside calls
     if message.tool_call_id is not None:
         sent["tool_call_id"] = message.tool_call_id
+    if message.images:
+        sent["content"] = [{"type": "text", "text": message.content}, *map(_image, message.images)]
     return sent
+
+
+def _image(data: bytes) -> dict[str, Any]:
+    url = f"data:{media_type_of(data)};base64,{b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _call(call: RequestedCall) -> dict[str, Any]:
@@ -214,6 +231,7 @@ def _litellm_info(item: Mapping[str, Any]) -> ModelInfo:
         output_price=read_amount(told.get("output_cost_per_token")),
         context_tokens=_tokens(told.get("max_input_tokens")) or _tokens(told.get("max_tokens")),
         calls_tools=told.get("supports_function_calling") is not False,
+        sees_images=told.get("supports_vision") is True,
     )
 
 

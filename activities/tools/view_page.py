@@ -102,7 +102,7 @@ def _present(view: PageView) -> str:
     if view.more_findings:
         lines.append("- and more, which were not kept")
     if view.image is not None:
-        lines += ["", "A screenshot was kept for the project's owner."]
+        lines += ["", "A screenshot was taken; the project's owner can see it, too."]
     return bounded("\n".join(lines))
 
 

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi import APIRouter, Depends, Path, Query, Response, status
 
+from activities.ports import media_type_of
 from api.agent import service
 from api.agent.dependencies import OwnedTask, StreamedTask
 from api.agent.schemas import ApprovalOut, DecisionIn, MessageOut, SteeringIn, TaskIn, TaskOut, TaskPatch
@@ -22,7 +23,7 @@ from api.prefer import WantedWait, operation_location
 from api.projects.dependencies import require_owned
 from api.services import Services, ServicesDep
 from api.sse import ServerSentEvent, event_frame, event_stream
-from storage import projects, task_log, task_views
+from storage import projects, task_log, task_steps, task_views
 from storage.agent_tasks import TaskRecord
 from storage.task_views import TaskFilter
 from workflows.contracts.agent_tasks import FINAL_STATES, TaskState
@@ -32,6 +33,7 @@ from workflows.contracts.operations import OperationState
 
 router = APIRouter(prefix="/api/agent", tags=["agent"])
 
+CallId = Annotated[str, Path(max_length=100)]
 ProjectFilter = Annotated[int | None, Query(ge=1, lt=2**63)]
 
 
@@ -91,6 +93,20 @@ async def list_tasks(
 async def get_task(task: OwnedTask, services: ServicesDep) -> TaskOut:
     """One task with all its steps, calls and approvals; a chat's reply is one, too."""
     return await service.view(services, task.id, task.user_id)
+
+
+@router.get(
+    "/tasks/{task_id}/calls/{call_id}/image",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}, **problems(401, 403, 404, 422)},
+)
+async def get_call_image(task: OwnedTask, call_id: CallId, services: ServicesDep) -> Response:
+    """The picture that a tool call has answered with, e.g. `view_page`'s screenshot."""
+    async with services.database.reading() as session:
+        data = await task_steps.image_of(session, task.id, call_id)
+    if data is None:
+        raise NotFoundError
+    return Response(data, media_type=media_type_of(data), headers={"Cache-Control": "private, max-age=86400"})
 
 
 @router.patch(

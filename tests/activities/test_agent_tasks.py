@@ -1,6 +1,7 @@
 """What a task's activities store and tell: a real database, the scripted model's real server, real files."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -223,6 +224,24 @@ async def test_a_model_without_function_calling_is_told_of_tools_in_text(make: M
     assert (await stand.drive(task)).move == NextMove.FINISH
     assert await stand.files.read(stand.project.ref, "a.txt") == b"by text"
     assert [state for state, _ in await stand.results(task)] == [CallState.COMPLETED, CallState.FAILED]
+
+
+async def test_a_model_that_sees_is_shown_the_last_steps_pictures_once(make: MakeStand, model: Server) -> None:
+    stand = await make(about=ModelInfo("x", sees_images=True))
+    steps = [{"calls": [call("list_files")]}, {"say_prompt": True, "calls": [call("list_files")]}, {"say_prompt": True}]
+    task = await stand.begin({"steps": steps})
+    outcome = await stand.step(task, 1)
+    await stand.calls(task, outcome)
+    async with stand.database.transaction() as session:
+        await task_steps.add_image(session, outcome.calls[0].id, b"\x89PNG and so on")
+        assert await task_steps.image_of(session, task.id, outcome.calls[0].id) == b"\x89PNG and so on"
+    assert (await stand.drive(task, 2)).move == NextMove.FINISH
+    roles = [
+        [message["role"] for message in json.loads(step.text)["messages"]]
+        for step in (await stand.transcript(task)).steps[1:]
+    ]
+    assert roles[0] == ["system", "user", "assistant", "tool", "user"]
+    assert roles[1] == ["system", "user", "assistant", "tool", "assistant", "tool"]
 
 
 # --- approvals ---
