@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from temporalio import activity
 
@@ -10,6 +11,11 @@ from activities.errors import converting_errors
 
 _INTERVAL_S = 1.0
 """Well below the heartbeat timeouts; the SDK throttles what it sends (workflows/policies.py)."""
+
+
+def attempt_scheduled() -> datetime:
+    """When this attempt of the activity was scheduled, by Temporal's clock: the later one is the one that counts."""
+    return activity.info().current_attempt_scheduled_time
 
 
 @asynccontextmanager

@@ -4,11 +4,13 @@ A worker that was thought dead may go on for a while beside its successor. What 
 is dropped: claims and fenced writes both hold the project's row, so they come one after the other.
 """
 
+import secrets
 from collections.abc import Sequence
-from typing import Final
-from uuid import UUID, uuid4
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
 
-from sqlalchemy import delete, select, text, tuple_
+from sqlalchemy import ColumnElement, SQLColumnExpression, String, cast, delete, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,15 +28,33 @@ class FencedOffError(Exception):
         super().__init__("Another attempt has taken over.")
 
 
-async def claim(session: AsyncSession, task_id: UUID, subject: str) -> tuple[EventFence, bool]:
-    """Take the subject; the second item is False when an earlier attempt had it. The project's row must be locked."""
-    token = uuid4()
+async def claim(session: AsyncSession, task_id: UUID, subject: str, *, since: datetime) -> tuple[EventFence, bool]:
+    """Take the subject; the second item is False when an earlier attempt had it. The project's row must be locked.
+
+    `since`: when this attempt was scheduled. Raises `FencedOffError` when one that was scheduled later has the subject:
+    a worker that thaws begins what was sent to it while it was frozen, and others have done since.
+    """
+    token = _token(since)
     statement = insert(EventFenceRow).values(task_id=task_id, subject=subject, token=token)
     statement = statement.on_conflict_do_update(
-        index_elements=[EventFenceRow.task_id, EventFenceRow.subject], set_={"token": token}
+        index_elements=[EventFenceRow.task_id, EventFenceRow.subject],
+        set_={"token": token},
+        where=_moment(EventFenceRow.token) <= _moment(statement.excluded.token),
     )
-    inserted = await session.execute(statement.returning(text("xmax = 0")))
-    return EventFence(subject=subject, token=str(token)), bool(inserted.scalar_one())
+    is_first = (await session.execute(statement.returning(text("xmax = 0")))).scalar_one_or_none()
+    if is_first is None:
+        raise FencedOffError
+    return EventFence(subject=subject, token=str(token)), bool(is_first)
+
+
+def _token(since: datetime) -> UUID:
+    """Begins with that moment, in milliseconds, and is nobody else's."""
+    return UUID(int=int(since.timestamp() * 1000) << 80 | secrets.randbits(80))
+
+
+def _moment(token: SQLColumnExpression[Any]) -> ColumnElement[str]:
+    """What a token begins with, as text that sorts."""
+    return func.left(cast(token, String), 13)
 
 
 async def stands(session: AsyncSession, task_id: UUID, fence: EventFence) -> bool:

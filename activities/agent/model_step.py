@@ -15,6 +15,7 @@ from activities.agent.streaming import TextTeller
 from activities.errors import ModelFault
 from activities.ports import LanguageModel, ModelEnd, ModelInfo, ModelRequest, ModelText, RequestedCall
 from activities.tools import registry, text_format
+from activities.working import attempt_scheduled
 from storage import agent_tasks, chats, event_fences, event_log, leases, projects, task_steps
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
@@ -125,7 +126,7 @@ class ModelStep:
         await agent_tasks.set_state(session, row, TaskState.RUNNING)
         if row.mode == TaskMode.AGENT:
             await leases.renew(session, row.project_id, LeaseKind.TASK, str(row.id), LEASE_S)
-        fence, first = await event_fences.claim(session, row.id, f"step:{n}")
+        fence, first = await event_fences.claim(session, row.id, f"step:{n}", since=attempt_scheduled())
         kind = EventType.STEP_STARTED if first else EventType.STEP_RESET
         event = NewEvent(project_id=row.project_id, type=kind, task_id=str(row.id), data={"step": n})
         await event_log.append(session, [event])

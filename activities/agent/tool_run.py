@@ -12,6 +12,7 @@ from activities.errors import RuntimeFault
 from activities.ports import FileStore, Runtime
 from activities.tools import registry
 from activities.tools.tool import DevServerControl, PreviewAccess, ToolContext, ToolFailure, ToolResult
+from activities.working import attempt_scheduled
 from storage import agent_tasks, event_fences, event_log, projects, task_steps
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
@@ -89,7 +90,7 @@ class ToolRuns:
             call = await task_steps.find_call(session, task_id, request.call_id)
             if row is None or call is None or call.ended or row.cancel_requested_at is not None:
                 return None
-            fence, _ = await event_fences.claim(session, task_id, call.id)
+            fence, _ = await event_fences.claim(session, task_id, call.id, since=attempt_scheduled())
             await task_steps.begin_call(session, request.project_id, call, task_id)
         return _Claimed(call, fence)
 
