@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 import httpx
 
@@ -105,11 +106,15 @@ async def new_chat(project: Project) -> str:
 
 
 async def say(project: Project, chat_id: str, prompt: str) -> Task:
-    """Write to a chat; the task that replies."""
-    body = {"content": prompt, "model": "scripted"}
-    answer = await project.owner.http.post(f"/api/chat/{chat_id}/messages", json=body)
-    assert answer.status_code == 202, answer.text
-    return Task(project, answer.json()["task"])
+    """Write to a chat, again while the server says that it is to be tried again; the task that replies."""
+    body = {"content": prompt, "model": "scripted", "client_message_id": uuid4().hex}
+
+    async def sent() -> Json | None:
+        answer = await project.owner.http.post(f"/api/chat/{chat_id}/messages", json=body)
+        assert answer.status_code in {202, 503}, answer.text
+        return answer.json() if answer.is_success else None
+
+    return Task(project, (await until(sent, f"a message to chat {chat_id}", 100))["task"])
 
 
 async def messages(task: Task, role: str = "assistant") -> list[Json]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -16,6 +17,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 CUTS = 1000
 TOKENS_A_SECOND = 50
+ALL_ASKED_S = 20
+"""Seconds within which two hundred messages are sent."""
 
 
 @pytest.mark.docker
@@ -73,11 +76,13 @@ async def last_of(task: Task) -> int:
 @pytest.mark.timeout(400)
 async def test_two_hundred_streams_at_once_lose_nothing(world: World) -> None:
     people, streams, tokens = 4, 50, 500
-    prompt = script({"tokens": tokens, "rate": TOKENS_A_SECOND, "first_delay_s": 10})
     async with AsyncExitStack() as stack:
         owners = [await stack.enter_async_context(world.person()) for _ in range(people)]
         projects = [await owner.make() for owner in owners]
-        answered = await asyncio.gather(*(replies(project, prompt, streams) for project in projects))
+        chats = [[await new_chat(project) for _ in range(streams)] for project in projects]
+        begin = time.monotonic() + ALL_ASKED_S
+        asking = (replies(project, some, tokens, begin) for project, some in zip(projects, chats, strict=True))
+        answered = await asyncio.gather(*asking)
         tasks = [task for some in answered for task in some]
         watchers = [TaskWatcher(task.owner, task.id) for task in tasks]
         async with following(*watchers):
@@ -85,14 +90,25 @@ async def test_two_hundred_streams_at_once_lose_nothing(world: World) -> None:
         text = "".join(f"t{number} " for number in range(tokens))
         for project, some in zip(projects, answered, strict=True):
             await check_all_told(project, some, watchers, text)
+        check_all_at_once(watchers)
         for owner in owners:
             await owner.leave()
 
 
-async def replies(project: Project, prompt: str, count: int) -> list[Task]:
-    """So many chats of a project that are being answered at once."""
-    chats = [await new_chat(project) for _ in range(count)]
-    return [await say(project, chat, prompt) for chat in chats]
+def check_all_at_once(watchers: Sequence[TaskWatcher]) -> None:
+    """No stream had ended before the last of them had begun."""
+    deltas = [[body["at"] for body in watcher.seen if body["type"] == "text.delta"] for watcher in watchers]
+    assert max(times[0] for times in deltas) < min(times[-1] for times in deltas)
+
+
+async def replies(project: Project, chats: Sequence[str], tokens: int, begin: float) -> list[Task]:
+    """Chats of a project, all of which begin to be answered at that moment."""
+    tasks = []
+    for chat in chats:
+        delay = max(0.0, begin - time.monotonic())
+        prompt = script({"tokens": tokens, "rate": TOKENS_A_SECOND, "first_delay_s": delay})
+        tasks.append(await say(project, chat, prompt))
+    return tasks
 
 
 async def check_all_told(project: Project, tasks: Sequence[Task], watchers: Sequence[TaskWatcher], text: str) -> None:
