@@ -99,7 +99,8 @@ class Summary:
 class Transcript:
     """All that a model is told of a task: the chat before it, what its user said since, steps, calls, and a summary.
 
-    `images`: those that the last step's calls have answered with; older ones have had their turn.
+    `images`: for a model that sees them, those that the last step's calls have answered with; older ones have had
+    their turn.
     """
 
     past: list[MessageRecord]
@@ -120,7 +121,9 @@ async def _calls(session: AsyncSession, query: Select[*tuple[Any, ...]]) -> list
     return [CallRecord(*row) for row in await session.execute(query)]
 
 
-async def transcript(session: AsyncSession, task_id: UUID, chat_id: UUID, prompt_seq: int) -> Transcript:
+async def transcript(
+    session: AsyncSession, task_id: UUID, chat_id: UUID, prompt_seq: int, *, with_images: bool = False
+) -> Transcript:
     """Everything that is stored, without what the newest summary stands for."""
     newest = select(TaskSummary.upto, TaskSummary.text).where(TaskSummary.task_id == task_id)
     row = (await session.execute(newest.order_by(TaskSummary.upto.desc()).limit(1))).first()
@@ -136,7 +139,7 @@ async def transcript(session: AsyncSession, task_id: UUID, chat_id: UUID, prompt
     calls = _CALL.where(ToolCall.task_id == task_id, ToolCall.step > upto)
     done = [StepRecord(*found) for found in await session.execute(steps)]
     called = await _calls(session, calls.order_by(ToolCall.step, ToolCall.position))
-    last = [call.id for call in called if call.step == done[-1].n] if done else []
+    last = [call.id for call in called if call.step == done[-1].n] if done and with_images else []
     pictures = select(ToolImage.data).where(ToolImage.call_id.in_(last)).order_by(ToolImage.call_id).limit(_IMAGES)
     return Transcript(
         past=past[::-1],

@@ -57,18 +57,11 @@ class Conversation:
 
 
 def build(
-    task: TaskRecord,
-    project: str,
-    transcript: Transcript,
-    tools: tuple[ToolSchema, ...],
-    *,
-    native: bool,
-    sees_images: bool = False,
+    task: TaskRecord, project: str, transcript: Transcript, tools: tuple[ToolSchema, ...], *, native: bool
 ) -> Conversation:
     """The request for the step that comes after the transcript's last one.
 
     `native`: the model knows function calling; else tools are told and called in text (activities/tools/text_format).
-    `sees_images`: it is shown what the last step's tools have taken pictures of.
     """
     messages = [ModelMessage("system", _system(task, project, tools, native=native))]
     messages += [ModelMessage(_role(message.role), message.content) for message in transcript.past]
@@ -79,7 +72,7 @@ def build(
         messages += _said(transcript, step.n)
         calls = [call for call in transcript.calls if call.step == step.n]
         messages += _native(step, calls) if native else _in_text(step, calls)
-    if sees_images and transcript.images:
+    if transcript.images:
         messages.append(ModelMessage("user", _PICTURES, images=tuple(transcript.images)))
     last = transcript.steps[-1].n if transcript.steps else 0
     messages += [ModelMessage("user", message.content) for message in transcript.said if (message.step or 0) > last]

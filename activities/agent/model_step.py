@@ -37,8 +37,8 @@ from workflows.contracts.errors import ConflictError
 from workflows.contracts.events import EventFence, EventType, NewEvent
 from workflows.contracts.projects import ProjectState
 
-LEASE_S: Final = 40 * 60.0
-"""Each step keeps its task's dev server awake for so long: longer than the longest command that it may run."""
+LEASE_S: Final = 80 * 60.0
+"""Each step keeps its task's dev server awake for half of it at least: longer than the longest command it may run."""
 _CALL_IDS: Final = UUID("6f1c7a60-8f64-4bb5-9a55-0b6f4b8f7f2e")
 _NOT_READABLE: Final = "invalid_tool_call"
 _CHARACTERS_A_TOKEN: Final = 4
@@ -96,11 +96,10 @@ class ModelStep:
                 return None
             await task_steps.take_in_messages(session, row.id, step.step)
             native = info is None or info.calls_tools
-            said = await task_steps.transcript(session, row.id, row.chat_id, row.prompt_seq)
-            task = agent_tasks.record_of(row)
             sees = info is not None and info.sees_images
-            tools = planning.offered(row)
-            talk = conversation.build(task, project.name, said, tools, native=native, sees_images=sees)
+            said = await task_steps.transcript(session, row.id, row.chat_id, row.prompt_seq, with_images=sees)
+            task = agent_tasks.record_of(row)
+            talk = conversation.build(task, project.name, said, planning.offered(row), native=native)
             if self._is_too_long(talk, info):
                 await agent_tasks.set_state(session, row, TaskState.RUNNING)
                 return StepOutcome(move=NextMove.COMPACT)
@@ -125,7 +124,7 @@ class ModelStep:
         """The task runs, this attempt alone speaks of the step, and watchers drop what an earlier one has said."""
         await agent_tasks.set_state(session, row, TaskState.RUNNING)
         if row.mode == TaskMode.AGENT:
-            await leases.renew(session, row.project_id, LeaseKind.TASK, str(row.id), LEASE_S)
+            await leases.prolong(session, row.project_id, LeaseKind.TASK, str(row.id), LEASE_S)
         fence, first = await event_fences.claim(session, row.id, f"step:{n}", since=attempt_scheduled())
         kind = EventType.STEP_STARTED if first else EventType.STEP_RESET
         event = NewEvent(project_id=row.project_id, type=kind, task_id=str(row.id), data={"step": n})

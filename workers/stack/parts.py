@@ -24,6 +24,8 @@ _TEMPORAL_FLAGS = (
     "--dynamic-config-value", "history.transferProcessorMaxPollRPS=2000",
     "--dynamic-config-value", "history.visibilityProcessorMaxPollRPS=2000",
     "--dynamic-config-value", "history.timerProcessorMaxPollRPS=2000",
+    # An activity that the worker itself can take goes back with the answer that asked for it: a dispatch less.
+    "--dynamic-config-value", "system.enableActivityEagerExecution=true",
     "--search-attribute", "UserId=Keyword",
     "--search-attribute", "ProjectId=Keyword",
     "--search-attribute", "TaskState=Keyword",
