@@ -102,8 +102,8 @@ class Killer:
 
 
 def lives(part: str, world: World) -> bool:
-    """Whether the process of its file does: a dead one's file stays until its successor's start."""
+    """Whether the process of its file does: a dead one's file stays until its successor's start, or has gone with it."""
     try:
         return psutil.Process(world.stack.pid(part)).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return False
