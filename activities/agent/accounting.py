@@ -19,6 +19,12 @@ from workflows.contracts.agent_tasks import NextMove, PauseReason, StepOutcome, 
 from workflows.contracts.dev_servers import LeaseKind
 
 _PAUSES = {Admission.TASK_BUDGET: PauseReason.BUDGET, Admission.USER_BUDGET: PauseReason.USER_BUDGET}
+_WHAT_TO_DO = {
+    PauseReason.APPROVAL: "It waits for your answer.",
+    PauseReason.BUDGET: "The task's budget is spent. It goes on when its `budget_usd` is raised.",
+    PauseReason.USER_BUDGET: "Your month's budget is spent. It goes on when an operator raises that, or next month.",
+    PauseReason.MAX_STEPS: "It has taken as many steps as it may. It goes on when its `max_steps` are raised.",
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,9 @@ class Accounts:
         self, session: AsyncSession, row: AgentTaskRow, reason: PauseReason, *, until: datetime | None = None
     ) -> StepOutcome:
         """The task waits for its user; its dev server may sleep meanwhile."""
-        await agent_tasks.set_state(session, row, TaskState.AWAITING_APPROVAL, reason=reason)
+        await agent_tasks.set_state(
+            session, row, TaskState.AWAITING_APPROVAL, reason=reason, detail=_WHAT_TO_DO[reason]
+        )
         await leases.release(session, row.project_id, LeaseKind.TASK, str(row.id))
         end = until or datetime.now(UTC) + timedelta(seconds=self._settings.approval_limit_s)
         return StepOutcome(move=NextMove.WAIT, until=end, reason=reason)

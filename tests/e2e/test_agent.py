@@ -68,6 +68,7 @@ def check_the_container(studio: Studio, seen: str) -> None:
     """Another user than the service's, and neither its files nor its secrets."""
     lines = seen.splitlines()
     assert "1000" in lines, seen
+    assert (studio.stack.data / "secret-key").read_text().strip() not in seen
     assert "secret-key" not in "".join(line for line in lines if "No such file" not in line)
     environment = [line.partition("=")[0] for line in lines if "=" in line]
     assert not {"SECRET_KEY", "DATABASE_URL", "OPENAI_API_KEY", "LITELLM_MASTER_KEY"} & set(environment)

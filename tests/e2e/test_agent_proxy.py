@@ -200,6 +200,7 @@ def test_a_budget_that_is_spent_at_the_proxy_pauses(studio: Studio, proxy: Proxy
     task = give(project, script({**PAID, "text": "Paid for."}))
     paused = task.until("awaiting_approval")
     assert (paused["state_reason"], paused["steps"]) == ("user_budget", [])
+    assert "raises" in paused["state_detail"]
     operator.set_budget(dora, 5)
     assert task.completed()["steps"][0]["text"] == "Paid for."
 
@@ -242,6 +243,7 @@ def test_a_tasks_own_budget_pauses_it_until_it_is_raised(desk: Project) -> None:
     task = give(desk, prompt, budget_usd="0.01")
     paused = task.until("awaiting_approval")
     assert paused["state_reason"] == "budget"
+    assert "budget_usd" in paused["state_detail"]
     assert 0.01 <= paused["usage"]["cost_usd"] < 0.01 + CALL_COST
     task.call("PATCH", json={"budget_usd": "1"})
     ended = task.completed()
