@@ -102,7 +102,7 @@ class Killer:
 
 
 def lives(part: str, world: World) -> bool:
-    """Whether the process of its file does: a dead one's file stays until its successor's start, or has gone with it."""
+    """Whether the process of its file does: a dead one's file is there until its successor's start, or gone, too."""
     try:
         return psutil.Process(world.stack.pid(part)).status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, FileNotFoundError):
