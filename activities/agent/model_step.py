@@ -1,11 +1,13 @@
 """One model call of a task: what it begins with, the stream, and what is stored of it, each in one transaction."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid5
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.agent import conversation, planning
@@ -33,7 +35,7 @@ from workflows.contracts.agent_tasks import (
     TaskStepInput,
 )
 from workflows.contracts.dev_servers import LeaseKind
-from workflows.contracts.errors import ConflictError
+from workflows.contracts.errors import ConflictError, UnavailableError
 from workflows.contracts.events import EventFence, EventType, NewEvent
 from workflows.contracts.projects import ProjectState
 
@@ -42,6 +44,10 @@ LEASE_S: Final = 80 * 60.0
 _CALL_IDS: Final = UUID("6f1c7a60-8f64-4bb5-9a55-0b6f4b8f7f2e")
 _NOT_READABLE: Final = "invalid_tool_call"
 _CHARACTERS_A_TOKEN: Final = 4
+_FIRST_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 2.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,19 @@ class ModelStep:
     async def store(self, step: TaskStepInput, begun: Begun, answer: Answer) -> StepOutcome:
         """Keep the answer, settle the call, ask for approvals, tell it all. Raises `FencedOffError` when another
         attempt has begun the step anew.
+
+        Waits for a database that is away, as long as the attempt may take: what is paid for isn't asked for again.
         """
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                return await self._store(step, begun, answer)
+            except UnavailableError:
+                log.warning("step.waits_for_postgres", task_id=step.task_id, step=step.step, delay_s=delay_s)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    async def _store(self, step: TaskStepInput, begun: Begun, answer: Answer) -> StepOutcome:
         calls = _calls_of(step, begun, answer)
         async with self._database.transaction() as session:
             project = await projects.lock(session, step.project_id)
@@ -183,6 +201,8 @@ class ModelStep:
                 return StepOutcome(move=NextMove.STOP)
             if not await event_fences.stands(session, row.id, begun.fence):
                 raise FencedOffError
+            if await task_steps.find(session, row.id, step.step) is not None:  # by a try whose commit was not heard of
+                return await planning.next_move(session, row, step.step, self._accounts)
             record = StepRecord(step.step, answer.text, answer.end.finish_reason)
             usage = await self._settle(session, row, begun.call, answer)
             await task_steps.add(session, row.id, record, calls, usage)
