@@ -16,10 +16,14 @@ from activities.errors import ModelUnavailableError
 from activities.onboarding import Onboarding
 from activities.ports import Runtime
 from activities.reconcile import Reconciliation
-from storage import model_keys, users
+from storage import model_keys, task_requests, users
 from storage.engine import Database
+from storage.projects import ProjectRecord
 from storage.secret_box import SecretBox
+from storage.task_requests import NewTask
 from tests.activities.test_reconcile import WorkflowsThatEndMeanwhile
+from tests.storage.records import new_dev_server
+from workflows.contracts.agent_tasks import ApprovalMode, OnBusy, TaskMode
 from workflows.contracts.onboarding import OnboardInput
 from workflows.contracts.reconcile import ReconcileInput
 
@@ -174,6 +178,44 @@ async def test_a_changed_budget_reaches_the_proxy_also_when_it_changes_while_the
     assert proxy.budgets[user_id] == 5
     assert await key_of(database, user_id) == key
     assert await waiting(database) == []
+
+
+async def test_nobody_calls_under_a_budget_that_the_proxy_has_yet_to_hear_of(database: Database) -> None:
+    """It would refuse by the old one, and the task that was to go on would pause again."""
+    proxy, project = Proxy(), await new_dev_server(database)
+    async with database.transaction() as session:
+        task = (await task_requests.create(session, a_task_in(project))).task
+
+    async def key() -> str | None:
+        caller = await model_keys.caller(database, task.id, SECRETS)
+        assert caller is not None
+        return caller.key
+
+    await align(database, proxy, project.user_id)
+    assert await key() == proxy.keys[project.user_id]
+    async with database.transaction() as session:
+        await users.set_monthly_budget(session, project.user_id, Decimal(7))
+        await model_keys.mark_stale(session, project.user_id)
+    assert await key() is None
+    await align(database, proxy, project.user_id)
+    assert await key() == proxy.keys[project.user_id]
+    assert proxy.budgets[project.user_id] == 7
+
+
+def a_task_in(project: ProjectRecord) -> NewTask:
+    return NewTask(
+        user_id=project.user_id,
+        project_id=project.id,
+        chat_id=None,
+        mode=TaskMode.AGENT,
+        prompt="Do it.",
+        model="any",
+        tools=None,
+        approval_mode=ApprovalMode.AUTO,
+        max_steps=1,
+        budget_usd=None,
+        on_busy=OnBusy.REJECT,
+    )
 
 
 async def test_a_proxy_that_is_away_is_worth_another_try(database: Database, user_id: int) -> None:

@@ -258,6 +258,7 @@ def test_a_transcript_longer_than_the_model_takes_goes_on_in_summaries(desk: Pro
     """150 steps, over 200,000 tokens, and a model that takes 40,000."""
     count, key = 150, uuid4().hex
     line = "a line of some length in a file that has to be read to its very end"
+    desk.start()
     made = desk.run(f"mkdir -p parts; for n in $(seq 0 {count - 1}); do yes '{line}' | head -n 80 > parts/$n.txt; done")
     assert made["exit_code"] == 0, made
     reading = {**call("read_file", path="parts/{{n}}.txt"), "text": "Part {{n}}.", "repeat_steps": count}
@@ -273,7 +274,6 @@ def test_a_transcript_longer_than_the_model_takes_goes_on_in_summaries(desk: Pro
     assert asked["too-long"] >= 5
     sizes = [size for size, _ in histories(task)]
     assert max(sizes) < HISTORY_LIMIT
-    desk.run("rm -r parts")
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------
