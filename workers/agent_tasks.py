@@ -15,6 +15,7 @@ from activities.agent.tool_run import ToolRuns, Workshop
 from activities.agent_tasks import AgentParts, AgentTasks
 from activities.dev_server_control import DevServerControls
 from activities.preview_access import PreviewAccesses
+from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_listener import EventListener
 from workers.settings import ServiceSettings
@@ -27,8 +28,11 @@ async def open_agent_tasks(
 ) -> AsyncIterator[AgentTasks]:
     """The task activities of one worker; what they still have to tell is told on the way out."""
     database = foundation.database
-    listener = EventListener(settings.database_url.get_secret_value())
-    batcher = EventBatcher(database)
+    url = settings.database_url.get_secret_value()
+    listener = EventListener(url)
+    # What is streamed doesn't queue for a connection behind those who wait for a project's lock.
+    streaming = Database(url, pool_size=1)
+    batcher = EventBatcher(streaming)
     agent = AgentSettings(
         max_output_tokens=settings.model_max_output_tokens,
         approval_limit_s=settings.approval_timeout_s,
@@ -58,4 +62,5 @@ async def open_agent_tasks(
         )
     finally:
         await batcher.close()
+        await streaming.close()
         await listener.close()
