@@ -85,9 +85,12 @@ async def is_to_end(database: Database, task_id: UUID) -> bool:
     return not rows or rows[0]["state"] in FINAL_STATES or rows[0]["cancel_requested_at"] is not None
 
 
+_LOCK: Final = select(AgentTaskRow).where(AgentTaskRow.id == bindparam("task_id")).with_for_update(key_share=True)
+
+
 async def lock(session: AsyncSession, task_id: UUID) -> AgentTaskRow | None:
     """The task's row, locked until the transaction ends, or None. Its project's row must be locked before it."""
-    return await session.get(AgentTaskRow, task_id, with_for_update={"key_share": True}, populate_existing=True)
+    return await session.scalar(_LOCK, {"task_id": task_id}, execution_options={"populate_existing": True})
 
 
 async def is_chat_busy(session: AsyncSession, row: AgentTaskRow) -> bool:

@@ -7,11 +7,10 @@ is dropped: claims and fenced writes both hold the project's row, so they come o
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, String, cast, delete, func, select, text, tuple_
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import bindparam, delete, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.event_log import EncodedEvent
@@ -19,6 +18,15 @@ from storage.tables import EventFenceRow
 from workflows.contracts.events import EventFence
 
 _LOCK: Final = text("SELECT id FROM projects WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE")
+
+
+# A token's first 13 characters are its moment, as text that sorts.
+_CLAIM: Final = text("""
+INSERT INTO event_fences (task_id, subject, token) VALUES (CAST(:task_id AS uuid), :subject, CAST(:token AS uuid))
+ON CONFLICT (task_id, subject) DO UPDATE SET token = excluded.token
+WHERE left(CAST(event_fences.token AS text), 13) <= left(CAST(excluded.token AS text), 13)
+RETURNING xmax = 0
+""")
 
 
 class FencedOffError(Exception):
@@ -35,13 +43,7 @@ async def claim(session: AsyncSession, task_id: UUID, subject: str, *, since: da
     a worker that thaws begins what was sent to it while it was frozen, and others have done since.
     """
     token = _token(since)
-    statement = insert(EventFenceRow).values(task_id=task_id, subject=subject, token=token)
-    statement = statement.on_conflict_do_update(
-        index_elements=[EventFenceRow.task_id, EventFenceRow.subject],
-        set_={"token": token},
-        where=_moment(EventFenceRow.token) <= _moment(statement.excluded.token),
-    )
-    is_first = (await session.execute(statement.returning(text("xmax = 0")))).scalar_one_or_none()
+    is_first = await session.scalar(_CLAIM, {"task_id": task_id, "subject": subject, "token": token})
     if is_first is None:
         raise FencedOffError
     return EventFence(subject=subject, token=str(token)), bool(is_first)
@@ -52,15 +54,15 @@ def _token(since: datetime) -> UUID:
     return UUID(int=int(since.timestamp() * 1000) << 80 | secrets.randbits(80))
 
 
-def _moment(token: SQLColumnExpression[Any]) -> ColumnElement[str]:
-    """What a token begins with, as text that sorts."""
-    return func.left(cast(token, String), 13)
+_TOKEN: Final = select(EventFenceRow.token).where(
+    EventFenceRow.task_id == bindparam("task_id"), EventFenceRow.subject == bindparam("subject")
+)
 
 
 async def stands(session: AsyncSession, task_id: UUID, fence: EventFence) -> bool:
     """Whether the claim is still the last one. The project's row must be locked."""
-    row = await session.get(EventFenceRow, (task_id, fence.subject), populate_existing=True)
-    return row is not None and str(row.token) == fence.token
+    token = await session.scalar(_TOKEN, {"task_id": task_id, "subject": fence.subject})
+    return str(token) == fence.token
 
 
 async def lift(session: AsyncSession, task_id: UUID) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -51,20 +52,21 @@ async def renew(session: AsyncSession, project_id: int, kind: LeaseKind, holder:
     )
 
 
+_PROLONG: Final = text("""
+INSERT INTO leases (project_id, kind, holder, expires_at)
+VALUES (:project_id, :kind, :holder, now() + make_interval(secs => CAST(:ttl_s AS double precision)))
+ON CONFLICT (project_id, kind, holder) DO UPDATE SET expires_at = excluded.expires_at
+WHERE leases.expires_at < now() + make_interval(secs => CAST(:ttl_s AS double precision) / 2)
+""")
+
+
 async def prolong(session: AsyncSession, project_id: int, kind: LeaseKind, holder: str, ttl_s: float) -> None:
     """Take a lease, or prolong one that has less than half of `ttl_s` left. The project's row must be locked.
 
     For holders who say often that they still work: one statement, and no activity noted.
     """
-    until = func.now() + timedelta(seconds=ttl_s)
-    statement = insert(Lease).values(project_id=project_id, kind=kind, holder=holder, expires_at=until)
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[Lease.project_id, Lease.kind, Lease.holder],
-            set_={"expires_at": until},
-            where=Lease.expires_at < func.now() + timedelta(seconds=ttl_s / 2),
-        )
-    )
+    values = {"project_id": project_id, "kind": kind, "holder": holder, "ttl_s": ttl_s}
+    await session.execute(_PROLONG, values)
 
 
 async def release(session: AsyncSession, project_id: int, kind: LeaseKind, holder: str) -> None:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Date, Select, cast, delete, func, select
+from sqlalchemy import ColumnElement, Date, Select, bindparam, cast, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import agent_tasks
@@ -93,6 +93,14 @@ class _Account:
         return self.open_calls == 0 or self.spent + self.reserved + estimate <= self.budget
 
 
+# Made once each: building a statement and its cache key costs more than running it.
+_IS_RESERVED: Final = select(ModelCall.id).where(ModelCall.id == bindparam("call_id"))
+_MONTHLY_BUDGET: Final = (
+    select(User.monthly_budget_usd).where(User.id == bindparam("user_id")).with_for_update(key_share=True)
+)
+_TASK_BUDGET: Final = select(AgentTaskRow.budget_usd).where(AgentTaskRow.id == bindparam("task_id"))
+
+
 async def reserve(session: AsyncSession, wanted: Reservation, *, default_monthly_usd: Decimal | None) -> Admission:
     """Admit the call and write it down, or say why not. The same id again is admitted, and written once.
 
@@ -100,7 +108,7 @@ async def reserve(session: AsyncSession, wanted: Reservation, *, default_monthly
     other calls. Raises `NotFoundError` when the user or the task is gone.
     """
     monthly = await _lock_user(session, wanted.user_id)
-    if await session.get(ModelCall, wanted.id) is not None:
+    if await session.scalar(_IS_RESERVED, {"call_id": wanted.id}):
         return Admission.ADMITTED
     task = None if wanted.task_id is None else await _task_account(session, wanted.task_id)
     budget = default_monthly_usd if monthly is None else monthly
@@ -230,8 +238,7 @@ async def month_of(session: AsyncSession, user_id: int, *, default_monthly_usd: 
 
 async def _lock_user(session: AsyncSession, user_id: int) -> Decimal | None:
     """Have the user's calls take turns; the monthly budget of their own. Raises `NotFoundError`."""
-    query = select(User.monthly_budget_usd).where(User.id == user_id).with_for_update(key_share=True)
-    row = (await session.execute(query)).one_or_none()
+    row = (await session.execute(_MONTHLY_BUDGET, {"user_id": user_id})).one_or_none()
     if row is None:
         raise NotFoundError("This user is gone.")
     budget: Decimal | None = row[0]
@@ -240,6 +247,11 @@ async def _lock_user(session: AsyncSession, user_id: int) -> Decimal | None:
 
 async def _task_account(session: AsyncSession, task_id: UUID) -> _Account | None:
     """None: the task has no budget. Raises `NotFoundError`."""
+    bounded = (await session.execute(_TASK_BUDGET, {"task_id": task_id})).one_or_none()
+    if bounded is None:
+        raise NotFoundError("This task is gone.")
+    if bounded[0] is None:
+        return None
     open_usd, open_calls = _open(ModelCall.task_id == task_id)
     # One statement, so one moment: between two, a call could be settled and be in neither sum.
     query = select(AgentTaskRow.budget_usd, AgentTaskRow.cost_usd, open_usd, open_calls).where(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log
@@ -21,6 +21,10 @@ _FROM: Final = {
     ProjectState.DELETING: {ProjectState.PROVISIONING, ProjectState.READY, ProjectState.FAILED},
 }
 """From which states each may be reached: what a worker that was thought dead says late changes nothing."""
+
+
+# Made once: building a statement and its cache key costs more than running it, and every event begins with this one.
+_LOCK: Final = select(Project).where(Project.id == bindparam("project_id")).with_for_update(key_share=True)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ async def get(session: AsyncSession, project_id: int) -> ProjectRecord | None:
 
 async def lock(session: AsyncSession, project_id: int) -> ProjectRecord | None:
     """The project, locked until the transaction ends, or None: changes of its state take turns."""
-    row = await session.get(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+    row = await session.scalar(_LOCK, {"project_id": project_id}, execution_options={"populate_existing": True})
     return None if row is None else _record(row)
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, text, update
+from sqlalchemy import Select, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import event_log
@@ -37,6 +37,14 @@ WHERE task_id = :task_id AND type = 'text.delta' AND CAST(data->>'step' AS int) 
 _TOLD_OUTPUT: Final = text("""
 SELECT coalesce(max(CAST(data->>'end' AS bigint)), 0) FROM events
 WHERE task_id = :task_id AND type = 'tool.output' AND data->>'call' = :call_id
+""")
+
+
+_BEGIN_CALL: Final = text("UPDATE tool_calls SET state = 'running', started_at = clock_timestamp() WHERE id = :call_id")
+_END_CALL: Final = text("""
+UPDATE tool_calls SET state = :state, result = :result, exit_code = CAST(:exit_code AS bigint),
+    ended_at = clock_timestamp()
+WHERE id = :call_id
 """)
 
 
@@ -114,36 +122,61 @@ class Transcript:
 # Columns, not entities: a long task's transcript is read before each of its steps.
 _CALL: Final = select(*(getattr(ToolCall, field.name) for field in fields(CallRecord)))
 _MESSAGE: Final = select(*(getattr(Message, field.name) for field in fields(MessageRecord)))
-_STEP: Final = select(TaskStep.n, TaskStep.text, TaskStep.finish_reason)
+_STEP: Final = select(TaskStep.n, TaskStep.text, TaskStep.finish_reason).where(TaskStep.task_id == bindparam("task_id"))
+
+# Made once each: building a statement and its cache key costs more than running it.
+_ONE_STEP: Final = _STEP.where(TaskStep.n == bindparam("n"))
+_LATER_STEPS: Final = _STEP.where(TaskStep.n > bindparam("upto")).order_by(TaskStep.n)
+_NEWEST_SUMMARY: Final = (
+    select(TaskSummary.upto, TaskSummary.text)
+    .where(TaskSummary.task_id == bindparam("task_id"))
+    .order_by(TaskSummary.upto.desc())
+    .limit(1)
+)
+_PAST: Final = (
+    _MESSAGE.where(Message.chat_id == bindparam("chat_id"), Message.seq < bindparam("prompt_seq"))
+    .order_by(Message.seq.desc())
+    .limit(_PAST_MESSAGES)
+)
+# A prompt's message carries step 0; the rest is what was said while the task ran.
+_SAID: Final = _MESSAGE.where(
+    Message.task_id == bindparam("task_id"), Message.role == "user", Message.step > bindparam("upto")
+).order_by(Message.seq)
+_LATER_CALLS: Final = _CALL.where(ToolCall.task_id == bindparam("task_id"), ToolCall.step > bindparam("upto")).order_by(
+    ToolCall.step, ToolCall.position
+)
+_CALLS_OF: Final = _CALL.where(ToolCall.task_id == bindparam("task_id"), ToolCall.step == bindparam("n")).order_by(
+    ToolCall.position
+)
+_ONE_CALL: Final = _CALL.where(ToolCall.id == bindparam("call_id"), ToolCall.task_id == bindparam("task_id"))
+_UNSEEN: Final = select(Message.id).where(
+    Message.task_id == bindparam("task_id"), Message.role == "user", Message.step.is_(None)
+)
 
 
-async def _calls(session: AsyncSession, query: Select[*tuple[Any, ...]]) -> list[CallRecord]:
-    return [CallRecord(*row) for row in await session.execute(query)]
+async def _calls(session: AsyncSession, query: Select[*tuple[Any, ...]], **values: object) -> list[CallRecord]:
+    return [CallRecord(*row) for row in await session.execute(query, values)]
 
 
 async def transcript(
     session: AsyncSession, task_id: UUID, chat_id: UUID, prompt_seq: int, *, with_images: bool = False
 ) -> Transcript:
     """Everything that is stored, without what the newest summary stands for."""
-    newest = select(TaskSummary.upto, TaskSummary.text).where(TaskSummary.task_id == task_id)
-    row = (await session.execute(newest.order_by(TaskSummary.upto.desc()).limit(1))).first()
+    row = (await session.execute(_NEWEST_SUMMARY, {"task_id": task_id})).first()
     summary = None if row is None else Summary(*row)
     upto = 0 if summary is None else summary.upto
     past: list[MessageRecord] = []
     if summary is None:
-        before = _MESSAGE.where(Message.chat_id == chat_id, Message.seq < prompt_seq).order_by(Message.seq.desc())
-        past = [MessageRecord(*found) for found in await session.execute(before.limit(_PAST_MESSAGES))]
-    # A prompt's message carries step 0; the rest is what was said while the task ran.
-    said = _MESSAGE.where(Message.task_id == task_id, Message.role == "user", Message.step > upto)
-    steps = _STEP.where(TaskStep.task_id == task_id, TaskStep.n > upto).order_by(TaskStep.n)
-    calls = _CALL.where(ToolCall.task_id == task_id, ToolCall.step > upto)
-    done = [StepRecord(*found) for found in await session.execute(steps)]
-    called = await _calls(session, calls.order_by(ToolCall.step, ToolCall.position))
+        before = await session.execute(_PAST, {"chat_id": chat_id, "prompt_seq": prompt_seq})
+        past = [MessageRecord(*found) for found in before]
+    later = {"task_id": task_id, "upto": upto}
+    done = [StepRecord(*found) for found in await session.execute(_LATER_STEPS, later)]
+    called = await _calls(session, _LATER_CALLS, **later)
     last = [call.id for call in called if call.step == done[-1].n] if done and with_images else []
     pictures = select(ToolImage.data).where(ToolImage.call_id.in_(last)).order_by(ToolImage.call_id).limit(_IMAGES)
     return Transcript(
         past=past[::-1],
-        said=[MessageRecord(*found) for found in await session.execute(said.order_by(Message.seq))],
+        said=[MessageRecord(*found) for found in await session.execute(_SAID, later)],
         steps=done,
         calls=called,
         summary=summary,
@@ -160,16 +193,13 @@ async def add_summary(session: AsyncSession, task_id: UUID, summary: Summary) ->
 
 async def take_in_messages(session: AsyncSession, task_id: UUID, n: int) -> None:
     """What the user has written meanwhile is seen by step `n` first, at every attempt of it."""
-    await session.execute(update(Message).where(*_unseen(task_id)).values(step=n))
+    if await has_unseen(session, task_id):
+        await session.execute(update(Message).where(Message.id.in_(_UNSEEN)).values(step=n), {"task_id": task_id})
 
 
 async def has_unseen(session: AsyncSession, task_id: UUID) -> bool:
     """Whether the user has written something that no step has seen."""
-    return (await session.scalars(select(Message.id).where(*_unseen(task_id)).limit(1))).first() is not None
-
-
-def _unseen(task_id: UUID) -> tuple[Any, ...]:
-    return Message.task_id == task_id, Message.role == "user", Message.step.is_(None)
+    return (await session.execute(_UNSEEN, {"task_id": task_id})).first() is not None
 
 
 # --- steps --------------------------------------------------------------------------------------------------------
@@ -177,7 +207,7 @@ def _unseen(task_id: UUID) -> tuple[Any, ...]:
 
 async def find(session: AsyncSession, task_id: UUID, n: int) -> StepRecord | None:
     """The step's answer, or None while it has none."""
-    row = (await session.execute(_STEP.where(TaskStep.task_id == task_id, TaskStep.n == n))).first()
+    row = (await session.execute(_ONE_STEP, {"task_id": task_id, "n": n})).first()
     return None if row is None else StepRecord(*row)
 
 
@@ -247,8 +277,7 @@ async def told_text(session: AsyncSession, task_id: UUID, n: int) -> str:
 
 async def calls_of(session: AsyncSession, task_id: UUID, n: int) -> list[CallRecord]:
     """The step's calls in the model's order."""
-    query = _CALL.where(ToolCall.task_id == task_id, ToolCall.step == n).order_by(ToolCall.position)
-    return await _calls(session, query)
+    return await _calls(session, _CALLS_OF, task_id=task_id, n=n)
 
 
 async def open_calls(session: AsyncSession, task_id: UUID) -> list[CallRecord]:
@@ -258,7 +287,7 @@ async def open_calls(session: AsyncSession, task_id: UUID) -> list[CallRecord]:
 
 async def find_call(session: AsyncSession, task_id: UUID, call_id: str) -> CallRecord | None:
     """One call of the task, or None."""
-    found = await _calls(session, _CALL.where(ToolCall.id == call_id, ToolCall.task_id == task_id))
+    found = await _calls(session, _ONE_CALL, call_id=call_id, task_id=task_id)
     return found[0] if found else None
 
 
@@ -276,7 +305,7 @@ async def commands(session: AsyncSession, task_id: UUID, name: str) -> list[Call
 async def begin_call(session: AsyncSession, project_id: int, call: CallRecord, task_id: UUID) -> None:
     """The call runs from now on, if it doesn't yet."""
     if call.state != CallState.RUNNING:
-        await _change_call(session, call.id, state=CallState.RUNNING, started_at=func.clock_timestamp())
+        await session.execute(_BEGIN_CALL, {"call_id": call.id})
         await event_log.append(session, [call_event(project_id, task_id, call, CallState.RUNNING)])
 
 
@@ -297,9 +326,8 @@ async def end_call(
 ) -> None:
     """Store the answer, then tell it. The call must not have ended."""
     result = storable(result[:_RESULT_LIMIT])
-    await _change_call(
-        session, call.id, state=state, result=result, exit_code=exit_code, ended_at=func.clock_timestamp()
-    )
+    ending = {"call_id": call.id, "state": state, "result": result, "exit_code": exit_code}
+    await session.execute(_END_CALL, ending)
     data = {
         "step": call.step,
         "call": call.id,

@@ -121,7 +121,7 @@ class ModelStep:
         if row.state == TaskState.QUEUED and await agent_tasks.is_chat_busy(session, row):
             return StepOutcome(move=NextMove.QUEUE)
         if await task_steps.find(session, row.id, n) is not None:
-            return await planning.next_move(session, row, n, self._accounts)
+            return await self._after(session, row, n)
         if n > row.max_steps:
             return await self._accounts.pause(session, row, PauseReason.MAX_STEPS)
         return None
@@ -183,16 +183,16 @@ class ModelStep:
 
         Waits for a database that is away, as long as the attempt may take: what is paid for isn't asked for again.
         """
-        delay_s = _FIRST_DELAY_S
+        delay_s, again = _FIRST_DELAY_S, False
         while True:
             try:
-                return await self._store(step, begun, answer)
+                return await self._store(step, begun, answer, again=again)
             except UnavailableError:
                 log.warning("step.waits_for_postgres", task_id=step.task_id, step=step.step, delay_s=delay_s)
             await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+            delay_s, again = min(2 * delay_s, _LONGEST_DELAY_S), True
 
-    async def _store(self, step: TaskStepInput, begun: Begun, answer: Answer) -> StepOutcome:
+    async def _store(self, step: TaskStepInput, begun: Begun, answer: Answer, *, again: bool) -> StepOutcome:
         calls = _calls_of(step, begun, answer)
         async with self._database.transaction() as session:
             project = await projects.lock(session, step.project_id)
@@ -201,8 +201,9 @@ class ModelStep:
                 return StepOutcome(move=NextMove.STOP)
             if not await event_fences.stands(session, row.id, begun.fence):
                 raise FencedOffError
-            if await task_steps.find(session, row.id, step.step) is not None:  # by a try whose commit was not heard of
-                return await planning.next_move(session, row, step.step, self._accounts)
+            if again and await task_steps.find(session, row.id, step.step) is not None:
+                # The commit of the try before this one succeeded; only its answer was lost.
+                return await self._after(session, row, step.step)
             record = StepRecord(step.step, answer.text, answer.end.finish_reason)
             usage = await self._settle(session, row, begun.call, answer)
             await task_steps.add(session, row.id, record, calls, usage)
@@ -216,7 +217,11 @@ class ModelStep:
                 await chats.add_message(
                     session, row.chat_id, role=chats.ASSISTANT, content=text, task_id=row.id, step=step.step
                 )
-            return await planning.next_move(session, row, step.step, self._accounts)
+            return await planning.next_move(session, row, step.step, stored, self._accounts)
+
+    async def _after(self, session: AsyncSession, row: AgentTaskRow, n: int) -> StepOutcome:
+        calls = await task_steps.calls_of(session, row.id, n)
+        return await planning.next_move(session, row, n, calls, self._accounts)
 
     async def _settle(self, session: AsyncSession, row: AgentTaskRow, call: OpenCall, answer: Answer) -> StepUsage:
         told = answer.end.usage

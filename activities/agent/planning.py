@@ -79,9 +79,12 @@ def _needs_leave(row: AgentTaskRow, call: CallRecord) -> bool:
     return tool is not None and arguments is not None and tool.has_effects(arguments)
 
 
-async def next_move(session: AsyncSession, row: AgentTaskRow, n: int, accounts: Accounts) -> StepOutcome:
-    """What comes after a step that has its answer: a wait for approvals, its calls, the next step, or the end."""
-    calls = await task_steps.calls_of(session, row.id, n)
+async def next_move(
+    session: AsyncSession, row: AgentTaskRow, n: int, calls: list[CallRecord], accounts: Accounts
+) -> StepOutcome:
+    """What comes after a step that has its answer, and these calls: a wait for approvals, the calls, the next step, or
+    the end.
+    """
     if not calls:
         more = await task_steps.has_unseen(session, row.id)
         return StepOutcome(move=NextMove.CALLS if more else NextMove.FINISH)
