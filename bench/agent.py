@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from copy import copy
 from datetime import datetime
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,10 +26,12 @@ from tests.workers.stacks import RunningStack, free_ports, stack_environment
 ROUNDS = 30
 STEPS = 60
 RATE = 50.0
-TOKENS = 1200
+TOKENS = 1500
 SETTLE_S = 2.0
 USERS_HOLD = 50
 """Streams of one user; a user may have 100 tasks under way."""
+PROJECTS_HOLD = 5
+"""Streams of one project."""
 
 FIRST_TOKEN_MS = 90.0
 STEP_MS = 50.0
@@ -38,7 +41,7 @@ Json = dict[str, Any]
 
 
 class Owner:
-    """A user with a project, over HTTP."""
+    """A user in a project, over HTTP."""
 
     def __init__(self, http: httpx.AsyncClient, token: str) -> None:
         self.http = http
@@ -50,10 +53,14 @@ class Owner:
         """A new one, with a project."""
         body = {"email": f"bench{number}@example.com", "password": "correct horse battery"}
         answer = (await http.post("/api/auth/register", json=body)).raise_for_status().json()
-        owner = cls(http, answer["access_token"])
-        project = await owner.post("/api/projects", {"name": "bench", "template": "static"}, Prefer="wait=60")
-        owner.project_id = project["id"]
-        return owner
+        return await cls(http, answer["access_token"]).with_another_project()
+
+    async def with_another_project(self) -> "Owner":
+        """The same user, in a new project."""
+        there = copy(self)
+        project = await self.post("/api/projects", {"name": "bench", "template": "static"}, Prefer="wait=60")
+        there.project_id = project["id"]
+        return there
 
     async def post(self, path: str, body: Json, **headers: str) -> Json:
         """The answer's JSON."""
@@ -147,7 +154,9 @@ async def measure_first_token(api: str, model: str, owner: Owner) -> float:
 
 async def one_stream(owner: Owner, delays: dict[str, list[tuple[float, float]]]) -> None:
     chat = await owner.chat()
-    answer = await owner.post(f"/api/chat/{chat}/messages", {"content": json.dumps({"tokens": TOKENS, "rate": RATE})})
+    content = json.dumps({"tokens": TOKENS, "rate": RATE})
+    # With an id of its own, so that it may be sent again after a 503.
+    answer = await owner.post(f"/api/chat/{chat}/messages", {"content": content, "client_message_id": "1"})
     delays.setdefault(answer["task"]["id"], [])
 
 
@@ -165,13 +174,16 @@ async def watch_tokens(api: str, owner: Owner, delays: dict[str, list[tuple[floa
 
 
 async def measure_delay(api: str, http: httpx.AsyncClient, streams: int, first_user: int) -> float:
-    owners = [await Owner.sign_up(http, first_user + n) for n in range(-(-streams // USERS_HOLD))]
-    each = streams // len(owners)
+    users = [await Owner.sign_up(http, first_user + n) for n in range(-(-streams // USERS_HOLD))]
+    places = streams // len(users) // PROJECTS_HOLD
+    owners = [
+        owner for user in users for owner in [user, *[await user.with_another_project() for _ in range(1, places)]]
+    ]
     delays: dict[str, list[tuple[float, float]]] = {}
-    watching = [asyncio.create_task(watch_tokens(api, owner, delays, each)) for owner in owners]
+    watching = [asyncio.create_task(watch_tokens(api, owner, delays, PROJECTS_HOLD)) for owner in owners]
     async with asyncio.TaskGroup() as group:
         for owner in owners:
-            for _ in range(each):
+            for _ in range(PROJECTS_HOLD):
                 group.create_task(one_stream(owner, delays))
     async with asyncio.timeout(TOKENS / RATE + 120):
         await asyncio.gather(*watching)

@@ -47,7 +47,7 @@ class Database:
     Connects at first use, so it can be made while Postgres is away, and finds its way back by itself afterwards.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 20) -> None:
         self.dsn = plain_dsn(url)
         self._engine = create_async_engine(
             "postgresql+asyncpg://",

@@ -193,8 +193,9 @@ async def add_summary(session: AsyncSession, task_id: UUID, summary: Summary) ->
 
 async def take_in_messages(session: AsyncSession, task_id: UUID, n: int) -> None:
     """What the user has written meanwhile is seen by step `n` first, at every attempt of it."""
-    if await has_unseen(session, task_id):
-        await session.execute(update(Message).where(Message.id.in_(_UNSEEN)).values(step=n), {"task_id": task_id})
+    unseen = (await session.scalars(_UNSEEN, {"task_id": task_id})).all()
+    if unseen:
+        await session.execute(update(Message).where(Message.id.in_(unseen)).values(step=n))
 
 
 async def has_unseen(session: AsyncSession, task_id: UUID) -> bool:

@@ -7,14 +7,12 @@ from storage.event_batcher import EventBatcher
 from workflows.contracts.agent_tasks import TaskStepInput
 from workflows.contracts.events import EventFence, EventType, NewEvent
 
-_ON_THEIR_WAY: Final = 2
-"""Events of one step that may wait for their commit at a time. One would hold each piece up for the one before; more
-would make an event of every token, also when Postgres is slow.
-"""
+_ON_THEIR_WAY: Final = 64
+"""Pieces of one step that may wait for their commit at a time; those that meet in a batch become one event there."""
 
 
 class TextTeller:
-    """Tells text in order, as `text.delta` events; what comes while two are on their way joins the next one."""
+    """Tells text in order, as `text.delta` events; what comes while many are on their way joins the next one."""
 
     def __init__(self, batcher: EventBatcher, step: TaskStepInput, fence: EventFence) -> None:
         self._batcher = batcher
