@@ -20,6 +20,7 @@ _IDLE_S = 4.0
 _HELD_LIMIT = 4 * 1024 * 1024
 """Bytes of one event: more is no event."""
 _DRAIN_S = 0.25
+_PIECE = 256 * 1024
 _BODY_LIMIT = 4 * 1024 * 1024
 
 
@@ -68,10 +69,22 @@ async def open_stream(
     """Post `body`; the answer's head, its body to be read by `read_events` or `read_json`."""
     # Silence is bounded by those who read; a timer of the transport's own for each piece costs a tenth of a stream.
     timeout = httpx.Timeout(None, connect=patience.connect_s, pool=patience.connect_s)
-    headers = _authorization(key) | {"Accept": "text/event-stream", "Cache-Control": "no-store"}
-    request = client.build_request("POST", path, json=body, headers=headers, timeout=timeout)
+    sent = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    headers = _authorization(key) | {
+        "Accept": "text/event-stream",
+        "Cache-Control": "no-store",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(sent)),
+    }
+    request = client.build_request("POST", path, content=_pieces(sent), headers=headers, timeout=timeout)
     async with _opened(client, request, patience.first_event_s) as response:
         yield response
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """A long conversation in turns, so that writing it holds nothing else up."""
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 async def read_json(response: httpx.Response, limit_s: float | None) -> Any:  # noqa: ANN401 -- whatever was sent
