@@ -111,15 +111,19 @@ class EventBatcher:
         turn, it isn't written. Raises `ValueError` for data that is no JSON, `UnavailableError` when closing,
         `FencedOffError` when the event's fence is another's by now: it wasn't written then.
         """
-        encoded = None if event.type == EventType.TEXT_DELTA else event_log.encode(event)
         async with self._places:
-            if self._closed:
-                raise _closing()
-            if self._task is None:
-                self._task = asyncio.create_task(self._run(), name="event batcher")
-            waiting = _Waiting(event, encoded, asyncio.get_running_loop().create_future())
-            self._queue.put_nowait(waiting)
-            await waiting.done
+            await self.send(event)
+
+    def send(self, event: NewEvent) -> asyncio.Future[None]:
+        """As `put`, for a caller that bounds by itself what it has on its way: the future ends as `put` does."""
+        encoded = None if event.type == EventType.TEXT_DELTA else event_log.encode(event)
+        if self._closed:
+            raise _closing()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="event batcher")
+        waiting = _Waiting(event, encoded, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(waiting)
+        return waiting.done
 
     async def close(self, *, timeout_s: float = 10.0) -> None:
         """Write what is waiting, for at most `timeout_s`, then stop; what was not written fails `put`."""

@@ -19,15 +19,20 @@ class TextTeller:
         self._step = step
         self._fence = fence
         self._pending = ""
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Future[None]] = set()
         self._failure: BaseException | None = None
-        self.text = ""
+        self._said: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All that was added."""
+        return "".join(self._said)
 
     def add(self, text: str) -> None:
         """Tell more. Raises what went wrong with an earlier piece: `FencedOffError`, `UnavailableError`."""
         if self._failure is not None:
             raise self._failure
-        self.text += text
+        self._said.append(text)
         self._pending += text
         self._send()
 
@@ -50,11 +55,11 @@ class TextTeller:
             data={"step": self._step.step, "text": text},
             fence=self._fence,
         )
-        sending = asyncio.create_task(self._batcher.put(event))
+        sending = self._batcher.send(event)
         self._sending.add(sending)
         sending.add_done_callback(self._sent)
 
-    def _sent(self, sending: "asyncio.Task[None]") -> None:
+    def _sent(self, sending: "asyncio.Future[None]") -> None:
         self._sending.discard(sending)
         error = None if sending.cancelled() else sending.exception()
         if error is not None:
