@@ -37,6 +37,11 @@ _SERVER_SETTINGS = {
     "jit": "off",  # our statements are short; compiling one costs more than it saves
 }
 
+_BROKEN = (OSError, asyncpg.InternalClientError)
+"""A connection that has ended, or is about to: the driver's own error says that the server's farewell has come, and
+nothing else can be said on it.
+"""
+
 _PASSING_STATES = ("08", "53", "57", "55P03", "40001", "40P01")
 """SQLSTATE prefixes that pass by themselves: connection, resources, intervention, lock timeout, lost races."""
 
@@ -99,7 +104,7 @@ class Database:
             if is_outage(error):
                 raise _unavailable() from error
             raise
-        except (OSError, asyncpg.InterfaceError) as error:
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             pooled.invalidate()
             if is_outage(error) or driver.is_closed():
                 raise _unavailable() from error
@@ -153,7 +158,7 @@ def is_outage(error: BaseException) -> bool:
     """Whether asyncpg's error means that Postgres is away or overloaded, not that the statement is wrong."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_PASSING_STATES)
-    return isinstance(error, OSError)
+    return isinstance(error, _BROKEN)
 
 
 def _refuse_closed(connection: object, _record: object, _proxy: PoolProxiedConnection) -> None:
@@ -169,7 +174,7 @@ def _refuse_closed(connection: object, _record: object, _proxy: PoolProxiedConne
 def _translate(context: ExceptionContext) -> BaseException | None:
     error = context.original_exception
     cause = error.__cause__ or error
-    if isinstance(cause, OSError):
+    if isinstance(cause, _BROKEN):
         context.is_disconnect = True
     if context.is_disconnect or is_outage(cause):
         return _unavailable()

@@ -79,6 +79,20 @@ async def _writable(descriptor: int) -> None:
         loop.remove_writer(descriptor)
 
 
+async def _sent(box: Path, argv: list[str], descriptors: list[int]) -> socket.socket:
+    """The agent's answer will come on this socket. A cancellation waits for the thread, which holds the descriptors:
+    closed under it, they could be other files' by the time that it sends them.
+    """
+    sending = asyncio.create_task(asyncio.to_thread(send, box, {"op": "run", "argv": argv}, descriptors))
+    try:
+        return await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait((sending,))
+        if sending.exception() is None:
+            sending.result().close()
+        raise
+
+
 @asynccontextmanager
 async def open_process(box: Path, argv: list[str], owner: tuple[int, int]) -> AsyncIterator[LocalChannel]:
     """Have the agent behind `box` run a program."""
@@ -87,7 +101,7 @@ async def open_process(box: Path, argv: list[str], owner: tuple[int, int]) -> As
     try:
         for descriptor in theirs if os.geteuid() == 0 else ():
             os.fchown(descriptor, *owner)  # or /dev/stdout couldn't be opened in there
-        agent = await asyncio.to_thread(send, box, {"op": "run", "argv": argv}, theirs)
+        agent = await _sent(box, argv, theirs)
     except BaseException:
         for reader, _ in (ends["stdout"], ends["stderr"]):
             os.close(reader)
@@ -126,17 +140,21 @@ async def _reader(descriptor: int) -> tuple[asyncio.ReadTransport, StreamReader]
 def send(box: Path, request: dict[str, Any], descriptors: list[int]) -> socket.socket:
     """Ask the agent; blocking, with a bound. The path may be longer than a socket's address: it goes by descriptor.
 
-    Raises `NotRunningError` when nobody listens.
+    Raises `NotRunningError` when nobody listens, `RuntimeUnavailableError` when somebody does and is too busy: a
+    socket with a bound on its waits is refused at once (EAGAIN) where more are waiting than the agent lets wait.
     """
+    folder = os.open(box, os.O_RDONLY | os.O_DIRECTORY)
     agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     agent.settimeout(_CONNECT_S)
-    folder = os.open(box, os.O_RDONLY | os.O_DIRECTORY)
     try:
         agent.connect(f"/proc/self/fd/{folder}/socket")
         socket.send_fds(agent, [json.dumps(request).encode()], descriptors)
-    except OSError as error:
+    except (ConnectionError, FileNotFoundError) as error:
         agent.close()
         raise NotRunningError("This project's dev server doesn't run; start it first.") from error
+    except OSError as error:
+        agent.close()
+        raise RuntimeUnavailableError("The dev server's agent doesn't answer; try again in a moment.") from error
     finally:
         os.close(folder)
     agent.settimeout(0)

@@ -184,7 +184,7 @@ def check_worked_once(project: Project, task: Json, seen: list[Body], count: int
     assert len(texts(seen)) == count + 1
     for step in task["steps"][:count]:
         [call] = step["tool_calls"]
-        assert (call["state"], call["exit_code"]) == ("completed", 0)
+        assert (call["state"], call["exit_code"]) == ("completed", 0), call
         assert f"did {step['n'] - 1}\n" in call["result"] + "\n"
     for kind in ("input_tokens", "output_tokens"):
         assert task["usage"][kind] == sum(step["usage"][kind] for step in task["steps"])
