@@ -92,9 +92,8 @@ async def test_two_hundred_streams_at_once_lose_nothing(world: World) -> None:
         for project, some in zip(projects, answered, strict=True):
             await check_all_told(project, some, watchers, text)
         calls = (await model_calls(world, key))[0]
-        # A machine that can't keep up takes an attempt for dead whose answer waits unread, and makes the call again;
-        # what its watchers were told is the text, once, all the same.
-        assert calls["finished"] >= people * streams
+        # What came whole is never asked for again; an attempt that a busy machine took for dead was broken off.
+        assert calls["finished"] == people * streams
         assert calls["begun"] == calls["finished"] + calls["cut"]
         for owner in owners:
             await owner.leave()
