@@ -30,6 +30,7 @@ from activities.ports import Runtime
 from api.app import create_app
 from api.services import ApiConfig, Services
 from api.temporal import TemporalGateway
+from storage import event_log
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_listener import EventListener
@@ -213,6 +214,8 @@ async def make_projects(url: str, user_id: int) -> list[int]:
             {"u": user_id, "n": STREAMS},
         )  # fmt: skip
         projects = [int(row) for row in rows]
+        for project_id in projects:
+            await event_log.begin(session, project_id)
     await database.close()
     return projects
 

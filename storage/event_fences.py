@@ -1,7 +1,7 @@
 """Who may write on a subject of a task: the attempt that has claimed it last.
 
 A worker that was thought dead may go on for a while beside its successor. What it still says of a step or a tool call
-is dropped: claims and fenced writes both hold the project's row, so they come one after the other.
+is dropped: claims and fenced writes both hold the log's row, so they come one after the other.
 """
 
 import secrets
@@ -17,12 +17,15 @@ from storage.event_log import EncodedEvent
 from storage.tables import EventFenceRow
 from workflows.contracts.events import EventFence
 
-_LOCK: Final = text("SELECT id FROM projects WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE")
-
-
+_LOCK: Final = text("""
+SELECT project_id FROM event_logs WHERE project_id = ANY(CAST(:ids AS bigint[]))
+ORDER BY project_id FOR NO KEY UPDATE
+""")
 # A token's first 13 characters are its moment, as text that sorts.
 _CLAIM: Final = text("""
-INSERT INTO event_fences (task_id, subject, token) VALUES (CAST(:task_id AS uuid), :subject, CAST(:token AS uuid))
+WITH log AS MATERIALIZED (SELECT 1 FROM event_logs WHERE project_id = :project_id FOR NO KEY UPDATE)
+INSERT INTO event_fences (task_id, subject, token)
+SELECT CAST(:task_id AS uuid), CAST(:subject AS text), CAST(:token AS uuid) FROM log
 ON CONFLICT (task_id, subject) DO UPDATE SET token = excluded.token
 WHERE left(CAST(event_fences.token AS text), 13) <= left(CAST(excluded.token AS text), 13)
 RETURNING xmax = 0
@@ -36,14 +39,17 @@ class FencedOffError(Exception):
         super().__init__("Another attempt has taken over.")
 
 
-async def claim(session: AsyncSession, task_id: UUID, subject: str, *, since: datetime) -> tuple[EventFence, bool]:
+async def claim(
+    session: AsyncSession, project_id: int, task_id: UUID, subject: str, *, since: datetime
+) -> tuple[EventFence, bool]:
     """Take the subject; the second item is False when an earlier attempt had it. The project's row must be locked.
 
     `since`: when this attempt was scheduled. Raises `FencedOffError` when one that was scheduled later has the subject:
-    a worker that thaws begins what was sent to it while it was frozen, and others have done since.
+    a worker that thaws begins what was sent to it while it was frozen, and others have done since. Locks the log.
     """
     token = _token(since)
-    is_first = await session.scalar(_CLAIM, {"task_id": task_id, "subject": subject, "token": token})
+    values = {"project_id": project_id, "task_id": task_id, "subject": subject, "token": token}
+    is_first = await session.scalar(_CLAIM, values)
     if is_first is None:
         raise FencedOffError
     return EventFence(subject=subject, token=str(token)), bool(is_first)
@@ -65,17 +71,18 @@ async def stands(session: AsyncSession, task_id: UUID, fence: EventFence) -> boo
     return str(token) == fence.token
 
 
-async def lift(session: AsyncSession, task_id: UUID) -> None:
-    """End all claims on the task's subjects. The project's row must be locked."""
+async def lift(session: AsyncSession, project_id: int, task_id: UUID) -> None:
+    """End all claims on the task's subjects: what isn't in the log by now never will be. Locks the log."""
+    await session.execute(_LOCK, {"ids": [project_id]})
     await session.execute(delete(EventFenceRow).where(EventFenceRow.task_id == task_id))
 
 
 async def standing(session: AsyncSession, events: Sequence[EncodedEvent]) -> list[bool]:
-    """For each event whether it may be written; those without a fence may. Locks the projects until the commit."""
+    """For each event whether it may be written; those without a fence may. Locks the logs until the commit."""
     fenced = [event for event in events if event.fence is not None]
     if not fenced:
         return [True] * len(events)
-    # All projects of the batch, in order, before a second statement looks: it sees what was claimed meanwhile.
+    # All logs of the batch, in order, before a second statement looks: it sees what was claimed meanwhile.
     await session.execute(_LOCK, {"ids": sorted({event.project_id for event in events})})
     subjects = {(event.task_id, event.fence.subject) for event in fenced if event.fence is not None}
     rows = await session.execute(

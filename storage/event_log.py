@@ -1,6 +1,6 @@
 """The durable event log: one append-only sequence per project, gapless from 1, in commit order.
 
-Numbers are given under the project's row lock, so an event is visible only after all before it. Each append tells
+Numbers are given under the lock of the log's row, so an event is visible only after all before it. Each append tells
 the listeners (`storage/event_listener.py`) with the events inside the notification, or with a pointer when they
 don't fit into one; what a notification lost is in the table, so readers miss nothing.
 """
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.engine import Database
 from storage.event_listener import EVENTS_CHANNEL, EventListener, Subscription
+from storage.tables import EventLogRow
 from workflows.contracts.errors import NotFoundError, UnavailableError
 from workflows.contracts.events import Event, EventFence, EventType, NewEvent
 
@@ -30,7 +31,6 @@ _AS_JSON: Final = """json_agg(json_build_object(
     'seq', seq, 'type', type, 'task_id', task_id, 'data', data,
     'at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) ORDER BY seq)"""
 
-# FOR NO KEY UPDATE, as every other lock on a project's row: rows that refer to the project may be inserted meanwhile.
 # clock_timestamp, not now(): it is read under the lock, so times ascend with the numbers.
 _APPEND: Final = text(f"""
 WITH input AS MATERIALIZED (
@@ -38,17 +38,17 @@ WITH input AS MATERIALIZED (
     FROM unnest(CAST(:project_ids AS bigint[]), CAST(:types AS text[]), CAST(:task_ids AS uuid[]),
                 CAST(:data AS text[])) WITH ORDINALITY AS given (project_id, type, task_id, data, n)
 ), locked AS MATERIALIZED (
-    SELECT id FROM projects WHERE id = ANY(CAST(:project_ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
+    SELECT project_id FROM event_logs WHERE project_id = ANY(CAST(:project_ids AS bigint[]))
+    ORDER BY project_id FOR NO KEY UPDATE
 ), raised AS (
-    UPDATE projects SET last_seq = last_seq + counted.n
-    FROM locked JOIN (SELECT project_id, count(*) AS n FROM input GROUP BY project_id) AS counted
-        ON counted.project_id = locked.id
-    WHERE projects.id = locked.id
-    RETURNING projects.id, last_seq - counted.n AS base
+    UPDATE event_logs SET last_seq = last_seq + counted.n
+    FROM locked JOIN (SELECT project_id, count(*) AS n FROM input GROUP BY project_id) AS counted USING (project_id)
+    WHERE event_logs.project_id = locked.project_id
+    RETURNING event_logs.project_id, last_seq - counted.n AS base
 ), inserted AS (
     INSERT INTO events (project_id, seq, task_id, type, data, at)
     SELECT project_id, base + rank, task_id, type, CAST(data AS jsonb), clock_timestamp()
-    FROM input JOIN raised ON raised.id = project_id
+    FROM input JOIN raised USING (project_id)
     RETURNING project_id, seq, task_id, type, data, at
 ), notes AS (
     SELECT project_id, {_AS_JSON}::text AS body FROM inserted GROUP BY project_id
@@ -60,7 +60,9 @@ WITH input AS MATERIALIZED (
 SELECT project_id, seq, task_id, type, data, at, (SELECT count(*) FROM told) FROM inserted ORDER BY project_id, seq
 """)  # noqa: S608 -- only constants of this module are put in
 
+# The log's row goes first: a batch of events that is being written would otherwise meet the project's deletion halfway.
 _END: Final = text(f"""
+WITH ended AS (DELETE FROM event_logs WHERE project_id = CAST(CAST(:project_id AS text) AS bigint))
 SELECT pg_notify('{EVENTS_CHANNEL}', CAST(:project_id AS text) || ' ' || json_build_object('last', coalesce((
     SELECT {_AS_JSON} FROM (
         SELECT * FROM events WHERE project_id = CAST(:project_id AS bigint) AND type = '{EventType.PROJECT_STATE}'
@@ -70,15 +72,15 @@ SELECT pg_notify('{EVENTS_CHANNEL}', CAST(:project_id AS text) || ' ' || json_bu
 
 # One snapshot for the rows and for how far the log goes: rows may be missing (pruned, filtered), numbers never return.
 _READ: Final = text("""
-SELECT projects.last_seq, page.seq, page.task_id, page.type, page.data, page.at
-FROM projects LEFT JOIN LATERAL (
+SELECT event_logs.last_seq, page.seq, page.task_id, page.type, page.data, page.at
+FROM event_logs LEFT JOIN LATERAL (
     SELECT * FROM events
-    WHERE project_id = projects.id AND seq > :since
+    WHERE project_id = event_logs.project_id AND seq > :since
       AND (CAST(:types AS text[]) IS NULL OR type = ANY(CAST(:types AS text[])))
       AND (CAST(:task_id AS uuid) IS NULL OR task_id = CAST(:task_id AS uuid))
     ORDER BY seq LIMIT :limit
 ) AS page ON true
-WHERE projects.id = :project_id ORDER BY page.seq
+WHERE event_logs.project_id = :project_id ORDER BY page.seq
 """)
 
 
@@ -118,10 +120,16 @@ def storable(value: Any) -> Any:  # noqa: ANN401 -- JSON of any shape
             return value
 
 
+async def begin(session: AsyncSession, project_id: int) -> None:
+    """Make the log of a new project, in the transaction that makes the project."""
+    session.add(EventLogRow(project_id=project_id))
+    await session.flush()
+
+
 async def append(session: AsyncSession, events: Sequence[NewEvent]) -> list[Event]:
     """Write events in the caller's transaction, in the order given; readers see them when it commits.
 
-    Locks the projects' rows, in the order of their ids, until then: append last, or lock them first in that order.
+    Locks the projects' logs, in the order of their ids, until then: whoever needs locks besides takes them before.
     Raises `NotFoundError` when a project is gone.
     """
     written = await write(session, [encode(event) for event in events])

@@ -89,7 +89,7 @@ async def create(session: AsyncSession, new: NewProject, *, limit: int) -> Proje
     session.add(row)
     await session.flush()
     session.add(DevServerRow(project_id=row.id))
-    await session.flush()
+    await event_log.begin(session, row.id)
     await event_log.append(session, [_state_event(row.id, ProjectState.PROVISIONING, None, None)])
     await session.refresh(row)
     return _record(row)
@@ -143,7 +143,8 @@ async def set_state(
 
 async def delete(session: AsyncSession, project_id: int) -> None:
     """Remove the row and all that hangs on it, and end the streams of its log; gone already is success."""
-    row = await session.get(Project, project_id)
+    # The project before its log, as every writer; deleting it at once would lock out those who hold the log's row.
+    row = await session.get(Project, project_id, with_for_update={"key_share": True})
     if row is not None:
         await event_log.end(session, project_id)
         await session.delete(row)

@@ -129,10 +129,7 @@ class LoginFailure(Table):
 
 
 class Project(Table):
-    """A project. One of `template`, `git_url` and `source_project_id` (a fork) says where its files come from.
-
-    `last_seq`: number of the newest event of its log, raised under the row's lock.
-    """
+    """A project. One of `template`, `git_url` and `source_project_id` (a fork) says where its files come from."""
 
     __tablename__ = "projects"
     __table_args__ = (Index("ix_projects_user_id_id", "user_id", "id"),)
@@ -149,6 +146,17 @@ class Project(Table):
     state_reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+
+class EventLogRow(Table):
+    """How far a project's log goes. `last_seq`: number of its newest event, raised under the row's lock.
+
+    Not in the project's own row, which tasks hold while they begin and end their steps: tokens don't wait for that.
+    """
+
+    __tablename__ = "event_logs"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey(Project.id, ondelete="CASCADE"), primary_key=True)
     last_seq: Mapped[int] = mapped_column(server_default=text("0"))
 
 

@@ -19,7 +19,7 @@ SELECT last_seq, (
     SELECT min(seq) FROM events
     WHERE task_id = CAST(:task_id AS uuid) AND type = :type AND data->>'state' = ANY(CAST(:final AS text[]))
 ) AS final_seq
-FROM projects WHERE id = :project_id
+FROM event_logs WHERE project_id = :project_id
 """)
 _TOLD_TEXTS: Final = text("""
 WITH resets AS MATERIALIZED (

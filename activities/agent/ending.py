@@ -38,7 +38,7 @@ class TaskEndings:
 
     async def _close(self, session: AsyncSession, row: AgentTaskRow, state: TaskState, n: int) -> None:
         # Nothing that is still on its way is written after this.
-        await event_fences.lift(session, row.id)
+        await event_fences.lift(session, row.project_id, row.id)
         await self._keep_what_was_told(session, row, state, n)
         await task_approvals.withdraw(session, row)
         for call in await task_steps.open_calls(session, row.id):

@@ -131,7 +131,8 @@ class ModelStep:
         await agent_tasks.set_state(session, row, TaskState.RUNNING)
         if row.mode == TaskMode.AGENT:
             await leases.prolong(session, row.project_id, LeaseKind.TASK, str(row.id), LEASE_S)
-        fence, first = await event_fences.claim(session, row.id, f"step:{n}", since=attempt_scheduled())
+        subject = f"step:{n}"
+        fence, first = await event_fences.claim(session, row.project_id, row.id, subject, since=attempt_scheduled())
         kind = EventType.STEP_STARTED if first else EventType.STEP_RESET
         event = NewEvent(project_id=row.project_id, type=kind, task_id=str(row.id), data={"step": n})
         await event_log.append(session, [event])

@@ -90,8 +90,9 @@ class ToolRuns:
             call = await task_steps.find_call(session, task_id, request.call_id)
             if row is None or call is None or call.ended or row.cancel_requested_at is not None:
                 return None
-            fence, _ = await event_fences.claim(session, task_id, call.id, since=attempt_scheduled())
-            await task_steps.begin_call(session, request.project_id, call, task_id)
+            since = attempt_scheduled()
+            fence, _ = await event_fences.claim(session, row.project_id, task_id, call.id, since=since)
+            await task_steps.begin_call(session, row.project_id, call, task_id)
         return _Claimed(call, fence)
 
     async def _do(self, request: ToolCallInput, claimed: _Claimed) -> ToolResult:

@@ -252,5 +252,5 @@ async def _tell(services: Services, project: ProjectRecord, changes: Sequence[Fi
             for change in changes[start : start + _EVENTS_AT_ONCE]
         ]
         async with services.database.transaction() as session:
-            await event_log.append(session, events)
             await leases.renew(session, project.id, LeaseKind.FILES, "user", services.config.idle_timeout_s)
+            await event_log.append(session, events)

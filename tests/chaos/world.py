@@ -296,7 +296,7 @@ class Project:
         raise AssertionError(f"the stream ended before {kind} {data}")
 
     async def last_seq(self) -> int:
-        [row] = await self.world.fetch("SELECT last_seq FROM projects WHERE id = $1", self.id)
+        [row] = await self.world.fetch("SELECT last_seq FROM event_logs WHERE project_id = $1", self.id)
         return int(row["last_seq"])
 
     async def log(self) -> list[Event]:

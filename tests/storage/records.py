@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from sqlalchemy import text
 
-from storage import dev_servers, operations, projects, users
+from storage import dev_servers, event_log, operations, projects, users
 from storage.engine import Database
 from storage.operations import OperationRecord
 from storage.projects import NewProject, ProjectRecord
@@ -26,7 +26,9 @@ async def new_project(database: Database, user_id: int | None = None) -> int:
             text("INSERT INTO projects (user_id, name, state) VALUES (:user_id, 'p', 'ready') RETURNING id"),
             {"user_id": user_id},
         )
-        return int(project_id or 0)
+        assert project_id is not None
+        await event_log.begin(session, project_id)
+        return int(project_id)
 
 
 async def new_dev_server(database: Database) -> ProjectRecord:

@@ -263,9 +263,9 @@ class Writers:
         chosen = random.sample(self.servers, len(self.servers))
         news = [NewEvent(project_id=project.id, type=EventType.FILE_CHANGED, data=data) for project in chosen]
         async with self.database.transaction() as session:
-            await event_log.write(session, [event_log.encode(event) for event in news])
             for project in self.servers:
                 await leases.renew(session, project.id, LeaseKind.FILES, "user", 60)
+            await event_log.write(session, [event_log.encode(event) for event in news])
 
     async def renew(self, project: ProjectRecord) -> None:
         async with self.database.transaction() as session:

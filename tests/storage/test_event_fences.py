@@ -38,8 +38,9 @@ async def new_task(database: Database) -> UUID:
 
 async def claim(database: Database, task_id: UUID, since: datetime) -> tuple[EventFence, bool]:
     async with database.transaction() as session:
-        await agent_tasks.lock(session, task_id)
-        return await event_fences.claim(session, task_id, "step:1", since=since)
+        task = await agent_tasks.lock(session, task_id)
+        assert task is not None
+        return await event_fences.claim(session, task.project_id, task_id, "step:1", since=since)
 
 
 async def test_the_last_claim_of_those_scheduled_last_stands(database: Database) -> None:

@@ -227,7 +227,7 @@ async def test_a_gap_in_what_is_heard_is_filled_from_the_table(database: Databas
     live = asyncio.create_task(take(reader, project, 2))
     await asyncio.sleep(0.2)
     async with database.transaction() as session:
-        await session.execute(text("UPDATE projects SET last_seq = 1"))
+        await session.execute(text("UPDATE event_logs SET last_seq = 1"))
         await session.execute(
             text("INSERT INTO events (project_id, seq, type, data) VALUES (:id, 1, 'file.changed', '{}')"),
             {"id": project},
