@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -39,51 +38,32 @@ _MANY: Final = 100
 """Streams in a batch above which the window is twice as long: a machine that is that busy has less to spare."""
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """An event on its way. `encoded` None: a piece of text, which may yet be joined with the next one."""
+class Line:
+    """An event on its way to the log. `done` ends as `EventBatcher.put` does. Raises `ValueError` for data that is no
+    JSON.
+    """
 
-    event: NewEvent
-    encoded: EncodedEvent | None
-    done: asyncio.Future[None]
+    def __init__(self, event: NewEvent) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._event = event
+        self._more: list[str] = []
+        self._encoded = None if event.type == EventType.TEXT_DELTA else event_log.encode(event)
+        self._is_taken = False
 
+    def join(self, text: str) -> bool:
+        """Add to the text of a `text.delta`, as long as its batch hasn't been taken; False when it has."""
+        if not self._is_taken:
+            self._more.append(text)
+        return not self._is_taken
 
-@dataclass
-class _Line:
-    """One event as it is written, and those who wait for it."""
-
-    event: NewEvent
-    encoded: EncodedEvent | None
-    waiting: list[asyncio.Future[None]]
-
-    def takes(self, other: NewEvent) -> bool:
-        """Whether the other is more of the same text, by the same writer."""
-        return (
-            self.encoded is None
-            and other.type == EventType.TEXT_DELTA
-            and (other.fence, other.data["step"]) == (self.event.fence, self.event.data["step"])
-        )
-
-    def join(self, other: _Waiting) -> None:
-        """Take in a piece that follows."""
-        text = self.event.data["text"] + other.event.data["text"]
-        self.event = self.event.model_copy(update={"data": {**self.event.data, "text": text}})
-        self.waiting.append(other.done)
-
-
-def _lines(batch: Sequence[_Waiting]) -> list[_Line]:
-    """The batch in order, with pieces of one text joined where nothing of their task is between them."""
-    lines: list[_Line] = []
-    newest: dict[str | None, _Line] = {}
-    for waiting in batch:
-        line = newest.get(waiting.event.task_id)
-        if waiting.encoded is None and line is not None and line.takes(waiting.event):
-            line.join(waiting)
-            continue
-        line = _Line(waiting.event, waiting.encoded, [waiting.done])
-        lines.append(line)
-        newest[waiting.event.task_id] = line
-    return lines
+    def take(self) -> EncodedEvent:
+        """The event as it is to be written, now and at each further try: nothing joins it any more."""
+        self._is_taken = True
+        if self._encoded is None:
+            data = self._event.data
+            said = {**data, "text": data["text"] + "".join(self._more)} if self._more else data
+            self._encoded = event_log.encode(self._event.model_copy(update={"data": said}))
+        return self._encoded
 
 
 class EventBatcher:
@@ -99,31 +79,29 @@ class EventBatcher:
         self._id: UUID = uuid4()
         self._batch = 0
         self._places = asyncio.Semaphore(_CAPACITY)
-        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Line | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     async def put(self, event: NewEvent) -> None:
-        """Write the event; return when it is committed. Events put one after the other keep their order. Pieces of one
-        text that meet in a batch are written as one event.
+        """Write the event; return when it is committed. Events put one after the other keep their order.
 
         An event of a project that is gone is dropped, with a log line. Cancelled while it still waits for its
         turn, it isn't written. Raises `ValueError` for data that is no JSON, `UnavailableError` when closing,
         `FencedOffError` when the event's fence is another's by now: it wasn't written then.
         """
         async with self._places:
-            await self.send(event)
+            await self.send(event).done
 
-    def send(self, event: NewEvent) -> asyncio.Future[None]:
-        """As `put`, for a caller that bounds by itself what it has on its way: the future ends as `put` does."""
-        encoded = None if event.type == EventType.TEXT_DELTA else event_log.encode(event)
+    def send(self, event: NewEvent) -> Line:
+        """As `put`, for a caller that bounds by itself what it has on its way."""
+        line = Line(event)
         if self._closed:
             raise _closing()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="event batcher")
-        waiting = _Waiting(event, encoded, asyncio.get_running_loop().create_future())
-        self._queue.put_nowait(waiting)
-        return waiting.done
+        self._queue.put_nowait(line)
+        return line
 
     async def close(self, *, timeout_s: float = 10.0) -> None:
         """Write what is waiting, for at most `timeout_s`, then stop; what was not written fails `put`."""
@@ -141,58 +119,55 @@ class EventBatcher:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
-        batch: list[_Waiting] = []
+        lines: list[Line] = []
         try:
             while True:
                 first = await self._queue.get()
                 if first is None:
                     return
-                batch = [first]
+                lines = [first]
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 began = loop.time()
-                batch = self._take(first)
-                lines = _lines(batch)
+                lines = self._take(first)
                 due = began + (self._window_s if len(lines) < _MANY else 2 * self._window_s)
                 await self._settle(lines)
         finally:
-            for waiting in [*batch, *self._left()]:
-                if not waiting.done.done():
-                    waiting.done.set_exception(_closing())
+            for line in [*lines, *self._left()]:
+                if not line.done.done():
+                    line.done.set_exception(_closing())
 
-    def _take(self, first: _Waiting) -> list[_Waiting]:
-        batch = [first]
-        while len(batch) < _LARGEST_BATCH and not self._queue.empty():
-            waiting = self._queue.get_nowait()
-            if waiting is None:
+    def _take(self, first: Line) -> list[Line]:
+        lines = [first]
+        while len(lines) < _LARGEST_BATCH and not self._queue.empty():
+            line = self._queue.get_nowait()
+            if line is None:
                 self._queue.put_nowait(None)
                 break
-            batch.append(waiting)
-        return [waiting for waiting in batch if not waiting.done.cancelled()]
+            lines.append(line)
+        return [line for line in lines if not line.done.cancelled()]
 
-    def _left(self) -> list[_Waiting]:
+    def _left(self) -> list[Line]:
         left = []
         while not self._queue.empty():
-            waiting = self._queue.get_nowait()
-            if waiting is not None:
-                left.append(waiting)
+            line = self._queue.get_nowait()
+            if line is not None:
+                left.append(line)
         return left
 
-    async def _settle(self, lines: list[_Line]) -> None:
+    async def _settle(self, lines: list[Line]) -> None:
         failures: Sequence[Exception | None] = []
         if lines:
             try:
-                events = [line.encoded or event_log.encode(line.event) for line in lines]
-                failures = await self._write_until_it_is(events)
+                failures = await self._write_until_it_is([line.take() for line in lines])
             except Exception as error:  # noqa: BLE001 -- top of a loop: whatever it is belongs to those who wait
                 failures = [error] * len(lines)
         for line, failure in zip(lines, failures, strict=True):
-            for done in line.waiting:
-                if done.done():
-                    continue
-                if failure is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(failure)
+            if line.done.done():
+                continue
+            if failure is None:
+                line.done.set_result(None)
+            else:
+                line.done.set_exception(failure)
 
     async def _write_until_it_is(self, events: Sequence[EncodedEvent]) -> Sequence[Exception | None]:
         self._batch += 1

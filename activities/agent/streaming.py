@@ -1,24 +1,20 @@
 """A step's text on its way to those who watch."""
 
 import asyncio
-from typing import Final
 
-from storage.event_batcher import EventBatcher
+from storage.event_batcher import EventBatcher, Line
 from workflows.contracts.agent_tasks import TaskStepInput
 from workflows.contracts.events import EventFence, EventType, NewEvent
 
-_ON_THEIR_WAY: Final = 64
-"""Pieces of one step that may wait for their commit at a time; those that meet in a batch become one event there."""
-
 
 class TextTeller:
-    """Tells text in order, as `text.delta` events; what comes while many are on their way joins the next one."""
+    """Tells text in order, as `text.delta` events: what comes while one waits for its batch joins it."""
 
     def __init__(self, batcher: EventBatcher, step: TaskStepInput, fence: EventFence) -> None:
         self._batcher = batcher
         self._step = step
         self._fence = fence
-        self._pending = ""
+        self._line: Line | None = None
         self._sending: set[asyncio.Future[None]] = set()
         self._failure: BaseException | None = None
         self._said: list[str] = []
@@ -33,21 +29,17 @@ class TextTeller:
         if self._failure is not None:
             raise self._failure
         self._said.append(text)
-        self._pending += text
-        self._send()
+        if self._line is None or not self._line.join(text):
+            self._line = self._send(text)
 
     async def flush(self) -> None:
         """Return when all of it is committed. Raises as `add` does."""
-        while self._sending:
+        if self._sending:
             await asyncio.wait(self._sending)
-            await asyncio.sleep(0)  # the callbacks of what has just been sent, which send what has joined meanwhile
         if self._failure is not None:
             raise self._failure
 
-    def _send(self) -> None:
-        if not self._pending or len(self._sending) >= _ON_THEIR_WAY:
-            return
-        text, self._pending = self._pending, ""
+    def _send(self, text: str) -> Line:
         event = NewEvent(
             project_id=self._step.project_id,
             type=EventType.TEXT_DELTA,
@@ -55,14 +47,12 @@ class TextTeller:
             data={"step": self._step.step, "text": text},
             fence=self._fence,
         )
-        sending = self._batcher.send(event)
-        self._sending.add(sending)
-        sending.add_done_callback(self._sent)
+        line = self._batcher.send(event)
+        self._sending.add(line.done)
+        line.done.add_done_callback(self._sent)
+        return line
 
     def _sent(self, sending: "asyncio.Future[None]") -> None:
         self._sending.discard(sending)
         error = None if sending.cancelled() else sending.exception()
-        if error is not None:
-            self._failure = self._failure or error
-        elif self._failure is None:
-            self._send()
+        self._failure = self._failure or error

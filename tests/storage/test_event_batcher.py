@@ -170,28 +170,16 @@ async def test_a_cancelled_put_that_still_waits_is_not_written(database: Databas
     await batcher.close()
 
 
-async def test_pieces_of_one_text_that_meet_are_one_event_and_keep_their_order(database: Database) -> None:
-    project_id = await new_project(database)
-    ours, theirs = (str(uuid4()) for _ in range(2))
-
-    def piece(task_id: str, said: str, step: int = 1) -> NewEvent:
-        data = {"step": step, "text": said}
-        return NewEvent(project_id=project_id, type=EventType.TEXT_DELTA, task_id=task_id, data=data)
-
-    def output(task_id: str) -> NewEvent:
-        data = {"call": "c", "stream": "output", "text": "x", "end": 1}
-        return NewEvent(project_id=project_id, type=EventType.TOOL_OUTPUT, task_id=task_id, data=data)
-
-    news = [
-        piece(ours, "a"), piece(theirs, "1"), piece(ours, "b"), output(ours), piece(ours, "c"), piece(theirs, "2"),
-        piece(ours, "d"), piece(ours, "e", step=2),
-    ]  # fmt: skip
+async def test_text_joins_a_line_that_waits_and_none_that_is_being_written(database: Database) -> None:
+    project = await new_project(database)
+    data = {"step": 1, "text": "a"}
+    piece = NewEvent(project_id=project, type=EventType.TEXT_DELTA, task_id=str(uuid4()), data=data)
     batcher = EventBatcher(database, window_s=0.2)
-    await batcher.put(output(theirs))  # the first goes at once; what follows waits for the window
-    async with asyncio.TaskGroup() as group:
-        for event in news:
-            group.create_task(batcher.put(event))
+    line = batcher.send(piece)
+    assert line.join("b")
+    assert line.join("c")
+    await line.done
+    assert not line.join("d")
     await batcher.close()
     async with database.reading() as session:
-        told = await session.execute(text("SELECT task_id::text, data->>'text' FROM events ORDER BY seq OFFSET 1"))
-        assert [tuple(row) for row in told] == [(ours, "ab"), (theirs, "12"), (ours, "x"), (ours, "cd"), (ours, "e")]
+        assert list(await session.scalars(text("SELECT data->>'text' FROM events"))) == ["abc"]
