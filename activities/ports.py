@@ -3,7 +3,7 @@
 Shapes are plain frozen dataclasses, times are seconds, sizes bytes unless a name says otherwise.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -441,15 +441,8 @@ class ModelUsage:
 
 
 @dataclass(frozen=True)
-class ModelText:
-    """A piece of the answer's text as it came; never empty."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class ModelEnd:
-    """The end of an answer; always the last item. `usage` None: the server didn't say."""
+    """What an answer has come to, besides its text. `usage` None: the server didn't say."""
 
     finish_reason: str
     tool_calls: tuple[RequestedCall, ...] = ()
@@ -474,15 +467,18 @@ class ModelInfo:
 
 class LanguageModel(Protocol):
     """Models behind an OpenAI-compatible API. Errors are `ModelFault`s (activities/errors.py). No call retries by
-    itself; closing the iterator ends the request at the server, too.
+    itself; cancelling one ends the request at the server, too.
     """
 
     @property
     def default_model(self) -> str:
         """The model of a request that names none; empty while a server that was to be asked hasn't answered yet."""
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[ModelText | ModelEnd]:
-        """Ask, and yield the answer as it comes. An answer that ends without its end mark is a fault."""
+    async def answer(self, request: ModelRequest, tell: Callable[[str], None]) -> ModelEnd:
+        """Ask, and tell each piece of text as it comes; none is empty. An answer without its end mark is a fault.
+
+        What `tell` raises breaks the call off.
+        """
 
     async def models(self) -> list[ModelInfo]:
         """The models that the server offers, sorted by id; remembered for a minute."""

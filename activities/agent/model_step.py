@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID, uuid5
@@ -15,7 +14,7 @@ from activities.agent.accounting import Accounts, AgentSettings, OpenCall
 from activities.agent.conversation import Conversation
 from activities.agent.streaming import TextTeller
 from activities.errors import ModelFault
-from activities.ports import LanguageModel, ModelEnd, ModelInfo, ModelRequest, ModelText, RequestedCall
+from activities.ports import LanguageModel, ModelEnd, ModelInfo, ModelRequest, RequestedCall
 from activities.tools import registry, text_format
 from activities.working import attempt_scheduled
 from storage import agent_tasks, chats, event_fences, event_log, leases, projects, task_steps
@@ -150,21 +149,13 @@ class ModelStep:
     async def stream(self, step: TaskStepInput, begun: Begun, key: str | None) -> Answer:
         """Ask the model and tell its text as it comes. Raises `ModelFault`, the call settled for what it has cost."""
         teller = TextTeller(self._batcher, step, begun.fence)
-        end: ModelEnd | None = None
         try:
-            async with aclosing(self._models.stream(self._request(begun.call, key))) as items:  # type: ignore[type-var]  # drivers' iterators are generators
-                async for item in items:
-                    if isinstance(item, ModelText):
-                        teller.add(item.text)
-                    else:
-                        end = item
+            end = await self._models.answer(self._request(begun.call, key), teller.add)
         except ModelFault:
             await teller.flush()
             await self._accounts.settle_failed(begun.call, teller.text)
             raise
         await teller.flush()
-        if end is None:
-            raise FencedOffError  # the iterator was closed from outside: this attempt is over
         return Answer(teller.text, end)
 
     def _request(self, call: OpenCall, key: str | None) -> ModelRequest:
@@ -258,13 +249,7 @@ async def collect(models: LanguageModel, call: OpenCall, settings: AgentSettings
         key=key,
     )
     text: list[str] = []
-    end = ModelEnd("stop")
-    async with aclosing(models.stream(request)) as items:  # type: ignore[type-var]  # as above
-        async for item in items:
-            if isinstance(item, ModelText):
-                text.append(item.text)
-            else:
-                end = item
+    end = await models.answer(request, text.append)
     return Answer("".join(text), end)
 
 

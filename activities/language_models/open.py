@@ -1,15 +1,15 @@
 """The one place that knows which models' server there is: LiteLLM's proxy, a plain provider, or none."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from activities.errors import ModelMissingError
+from activities.errors import ModelFault, ModelMissingError
 from activities.language_models.keys import LiteLLMKeys
 from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
 from activities.language_models.passthrough import NoChatCompletions, PassedThrough
-from activities.ports import ChatCompletions, LanguageModel, ModelEnd, ModelInfo, ModelKeys, ModelRequest, ModelText
+from activities.ports import ChatCompletions, LanguageModel, ModelEnd, ModelInfo, ModelKeys, ModelRequest
 
 _OPENAI = "https://api.openai.com/v1"
 
@@ -94,11 +94,10 @@ class NoLanguageModel:
 
     default_model = ""
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelText | ModelEnd]:
+    async def answer(self, request: ModelRequest, tell: Callable[[str], None]) -> ModelEnd:
         """Raise `ModelMissingError`."""
-        del request
-        await self.ready()
-        yield ModelEnd("stop")
+        del request, tell
+        raise _nothing_configured()
 
     async def models(self) -> list[ModelInfo]:
         """None."""
@@ -106,9 +105,11 @@ class NoLanguageModel:
 
     async def ready(self) -> None:
         """Raise `ModelMissingError`."""
-        raise ModelMissingError(
-            "No language model is configured: set OPENAI_API_BASE, or LITELLM_API_BASE and its key."
-        )
+        raise _nothing_configured()
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def _nothing_configured() -> ModelFault:
+    return ModelMissingError("No language model is configured: set OPENAI_API_BASE, or LITELLM_API_BASE and its key.")

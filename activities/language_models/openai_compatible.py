@@ -4,8 +4,7 @@ import asyncio
 import json
 import time
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,13 +13,12 @@ from urllib.parse import urlsplit
 from activities.errors import ModelFault, ModelUnavailableError
 from activities.language_models.answer import Answer, Prices, read_amount
 from activities.language_models.faults import ServerError, read_error, to_fault
-from activities.language_models.wire import Patience, ask, drain, make_client, open_stream, read_events, read_json
+from activities.language_models.wire import Patience, ask, hear, make_client, open_stream, read_json
 from activities.ports import (
     ModelEnd,
     ModelInfo,
     ModelMessage,
     ModelRequest,
-    ModelText,
     RequestedCall,
     ToolSchema,
     media_type_of,
@@ -67,8 +65,8 @@ class OpenAICompatibleModel:
         """The configured one, else the first that the server offers; empty as long as it has never answered."""
         return self._server.default_model or self._offered_first
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelText | ModelEnd, None]:
-        """Ask, and yield the answer as it comes; see the port."""
+    async def answer(self, request: ModelRequest, tell: Callable[[str], None]) -> ModelEnd:
+        """Ask, and tell the answer as it comes; see the port."""
         model = request.model or self.default_model or await self._first_model()
         body = {**_body(request), "model": model, self._bound_name: request.max_output_tokens}
         key = request.key or self._server.key
@@ -80,15 +78,16 @@ class OpenAICompatibleModel:
                 status = response.status_code if response.status_code != _OK else None
                 error = read_error(status, await read_json(response, self._patience.short_answer_s), response.headers)
                 raise _fault(error, request, model)
-            async with aclosing(read_events(response, self._patience)) as events:
-                async for event in events:
-                    if event.data == END_MARK:
-                        yield answer.end()
-                        await drain(events)
-                        return
-                    for text in answer.take(_chunk(event.data, request, model)):
-                        yield ModelText(text)
-        raise ModelUnavailableError("The model's answer broke off in the middle.")
+
+            def take(data: str) -> bool:
+                if data == END_MARK:
+                    return True
+                for text in answer.take(_chunk(data, request, model)):
+                    tell(text)
+                return False
+
+            await hear(response, self._patience, take)
+            return answer.end()
 
     async def models(self) -> list[ModelInfo]:
         """The models that the server offers, sorted by id; remembered for a minute."""

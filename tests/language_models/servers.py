@@ -10,8 +10,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from activities.language_models.openai_compatible import OpenAICompatibleModel
-from activities.ports import ModelEnd, ModelMessage, ModelRequest, ModelText
+from activities.ports import LanguageModel, ModelEnd, ModelMessage, ModelRequest
 from workers.scripted_model.app import SCRIPTED
 
 Reply = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
@@ -109,15 +108,9 @@ def script(*steps: dict[str, Any], **fields: Any) -> str:
     return f"<script>{json.dumps({'steps': steps, **fields})}</script>"
 
 
-async def listen(model: OpenAICompatibleModel, asked: ModelRequest) -> tuple[str, ModelEnd]:
+async def listen(model: LanguageModel, asked: ModelRequest) -> tuple[str, ModelEnd]:
     """The whole answer."""
-    text, end = "", None
-    async for item in model.stream(asked):
-        assert end is None
-        if isinstance(item, ModelText):
-            assert item.text
-            text += item.text
-        else:
-            end = item
-    assert end is not None
-    return text, end
+    pieces: list[str] = []
+    end = await model.answer(asked, pieces.append)
+    assert all(pieces)
+    return "".join(pieces), end

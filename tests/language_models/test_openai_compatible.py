@@ -2,7 +2,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +22,7 @@ from activities.errors import (
 from activities.language_models.open import ModelSettings, open_language_model
 from activities.language_models.openai_compatible import ModelServer, OpenAICompatibleModel
 from activities.language_models.wire import Patience
-from activities.ports import ModelInfo, ModelMessage, ModelRequest, ModelText, ModelUsage, RequestedCall, ToolSchema
+from activities.ports import ModelInfo, ModelMessage, ModelRequest, ModelUsage, RequestedCall, ToolSchema
 from tests.api.stand import free_port
 from tests.language_models.servers import (
     HEAD,
@@ -75,12 +74,10 @@ async def fault_of(reply: Reply, asked: ModelRequest | None = None) -> ModelFaul
 
 async def test_text_comes_in_pieces_and_ends_with_its_usage(model: OpenAICompatibleModel) -> None:
     asked = request(script({"text": "Héllo wörld — 你好", "chars_per_piece": 2, "usage": {"input": 11, "output": 7}}))
-    pieces = [item async for item in model.stream(asked)]
-    texts = [item.text for item in pieces if isinstance(item, ModelText)]
+    texts: list[str] = []
+    end = await model.answer(asked, texts.append)
     assert len(texts) > 3
     assert "".join(texts) == "Héllo wörld — 你好"
-    end = pieces[-1]
-    assert not isinstance(end, ModelText)
     assert (end.finish_reason, end.tool_calls, end.usage) == ("stop", (), ModelUsage(11, 7))
 
 
@@ -324,10 +321,12 @@ async def test_a_line_without_end_is_refused() -> None:
     assert "isn't a stream" in str(await fault_of(endless))
 
 
-async def test_closing_the_iterator_ends_the_request_at_the_server(scripted: str, model: OpenAICompatibleModel) -> None:
-    asked = request(script({"tokens": 10_000, "rate": 100}, key="left"))
-    async with aclosing(model.stream(asked)) as answer:
-        await anext(answer)
+async def test_a_cancelled_call_ends_the_request_at_the_server(scripted: str, model: OpenAICompatibleModel) -> None:
+    asked, heard = request(script({"tokens": 10_000, "rate": 100}, key="left")), asyncio.Event()
+    asking = asyncio.create_task(model.answer(asked, lambda _: heard.set()))
+    await heard.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
     async with asyncio.timeout(10), httpx.AsyncClient() as client:
         while True:
             calls = (await client.get(f"{scripted}/calls")).json()["calls"]
@@ -410,11 +409,11 @@ async def test_a_server_that_is_away_is_said_to_be() -> None:
             with pytest.raises(ModelUnavailableError, match="can't be reached"):
                 await asking()
         with pytest.raises(ModelUnavailableError):
-            await anext(aiter(opened.stream(request())))
+            await listen(opened, request())
 
 
 async def test_without_any_server_one_is_told_what_to_set() -> None:
     async with open_language_model(ModelSettings("test")) as (opened, _):
         assert await opened.models() == []
         with pytest.raises(ModelMissingError, match="OPENAI_API_BASE"):
-            await anext(aiter(opened.stream(request())))
+            await listen(opened, request())

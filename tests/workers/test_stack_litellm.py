@@ -96,11 +96,8 @@ async def say_hello(environment: dict[str, str]) -> ModelEnd:
         assert keys is not None
         key = await keys.create(1, budget_usd=None)
         assert [info.id for info in await model.models()] == ["demo", "scripted"]
-        end = None
-        async for item in model.stream(ModelRequest("", (ModelMessage("user", "hello"),), key=key)):
-            end = item if isinstance(item, ModelEnd) else None
+        end = await model.answer(ModelRequest("", (ModelMessage("user", "hello"),), key=key), lambda _: None)
         await keys.revoke(1)
-    assert end is not None
     return end
 
 
