@@ -1,6 +1,6 @@
 """The one way to Postgres: a bounded pool, one commit per transaction, and outages as `UnavailableError`.
 
-`transaction` for all that writes, `reading` for other reads, `fetch` for the few statements of nearly every request:
+`transaction` for all that writes, `reading` for other reads, `fetch` for the few statements that run all the time:
 three doors to the same pool.
 
 Outages are told apart from mistakes here and nowhere else: refused, starting up, shutting down, closed in mid-use,
@@ -91,10 +91,10 @@ class Database:
             raise _unavailable() from error
 
     async def fetch(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:  # noqa: ANN401 -- a column's
-        """The rows of a prepared read, on a pooled connection, in one round trip and without a transaction.
+        """The rows of a prepared statement, on a pooled connection, in one round trip: a transaction of its own.
 
         For what nearly every request asks: 0.07 ms of CPU where a session takes 0.25 ms and more. Raises
-        `UnavailableError` when Postgres is away.
+        `UnavailableError` when Postgres is away; what writes may have been done nevertheless, as in `transaction`.
         """
         pooled = await self._check_out()
         driver = cast("asyncpg.Connection", pooled.driver_connection)

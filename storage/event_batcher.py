@@ -6,12 +6,11 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import text
 
-from storage import event_fences, event_log
+from storage import event_log
 from storage.engine import Database
 from storage.event_fences import FencedOffError
-from storage.event_log import EncodedEvent
+from storage.event_log import EncodedEvent, Verdict
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.events import EventType, NewEvent
 
@@ -23,17 +22,6 @@ _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 2.0
 
 _log = structlog.get_logger(__name__)
-
-# Waits for a transaction of ours that may still be open on a connection that we have lost: it either commits, and
-# the number is taken, or is rolled back, and it is ours.
-_CLAIM: Final = text("""
-INSERT INTO event_writers (id, batch) VALUES (:id, :batch)
-ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, at = now() WHERE event_writers.batch < excluded.batch
-RETURNING batch
-""")
-_FORGET: Final = text("DELETE FROM event_writers WHERE at < now() - interval '7 days'")
-
-
 _MANY: Final = 100
 """Streams in a batch above which the window is twice as long: a machine that is that busy has less to spare."""
 
@@ -181,21 +169,19 @@ class EventBatcher:
             delay = min(2 * delay, _LONGEST_DELAY_S)
 
     async def _write(self, events: Sequence[EncodedEvent]) -> Sequence[Exception | None]:
-        """One try; returns what each event's writer is told. When an earlier try's commit succeeded and only its
-        answer was lost, there is nothing to do.
+        """One try; returns what each event's writer is told. When an earlier try was written and only its answer was
+        lost, there is nothing to do.
         """
-        async with self._database.transaction() as session:
-            if (await session.execute(_CLAIM, {"id": self._id, "batch": self._batch})).first() is None:
-                return [None] * len(events)
-            if self._batch == 1:
-                await session.execute(_FORGET)
-            standing = await event_fences.standing(session, events)
-            admitted = [event for event, stands in zip(events, standing, strict=True) if stands]
-            written = await event_log.write(session, admitted)
-        for event, stored in zip(admitted, written, strict=True):
-            if stored is None:
+        if self._batch == 1:
+            async with self._database.transaction() as session:
+                await event_log.forget_writers(session)
+        verdicts = await event_log.write_batch(self._database, self._id, self._batch, events)
+        if verdicts is None:
+            return [None] * len(events)
+        for event, verdict in zip(events, verdicts, strict=True):
+            if verdict == Verdict.GONE:
                 _log.warning("event_dropped_as_its_project_is_gone", type=event.type, project_id=event.project_id)
-        return [None if stands else FencedOffError() for stands in standing]
+        return [FencedOffError() if verdict == Verdict.FENCED_OFF else None for verdict in verdicts]
 
 
 def _closing() -> UnavailableError:

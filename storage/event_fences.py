@@ -5,15 +5,13 @@ is dropped: claims and fenced writes both hold the log's row, so they come one a
 """
 
 import secrets
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select, text, tuple_
+from sqlalchemy import bindparam, delete, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage.event_log import EncodedEvent
 from storage.tables import EventFenceRow
 from workflows.contracts.events import EventFence
 
@@ -75,23 +73,3 @@ async def lift(session: AsyncSession, project_id: int, task_id: UUID) -> None:
     """End all claims on the task's subjects: what isn't in the log by now never will be. Locks the log."""
     await session.execute(_LOCK, {"ids": [project_id]})
     await session.execute(delete(EventFenceRow).where(EventFenceRow.task_id == task_id))
-
-
-async def standing(session: AsyncSession, events: Sequence[EncodedEvent]) -> list[bool]:
-    """For each event whether it may be written; those without a fence may. Locks the logs until the commit."""
-    fenced = [event for event in events if event.fence is not None]
-    if not fenced:
-        return [True] * len(events)
-    # All logs of the batch, in order, before a second statement looks: it sees what was claimed meanwhile.
-    await session.execute(_LOCK, {"ids": sorted({event.project_id for event in events})})
-    subjects = {(event.task_id, event.fence.subject) for event in fenced if event.fence is not None}
-    rows = await session.execute(
-        select(EventFenceRow.task_id, EventFenceRow.subject, EventFenceRow.token).where(
-            tuple_(EventFenceRow.task_id, EventFenceRow.subject).in_(subjects)
-        )
-    )
-    tokens = {(task_id, subject): str(token) for task_id, subject, token in rows}
-    return [
-        event.fence is None or tokens.get((event.task_id, event.fence.subject)) == event.fence.token  # type: ignore[arg-type]  # a fenced event has a task
-        for event in events
-    ]

@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.engine import Database
 from storage.event_listener import EVENTS_CHANNEL, EventListener, Subscription
+from storage.statements import Statement
 from storage.tables import EventLogRow
 from workflows.contracts.errors import NotFoundError, UnavailableError
 from workflows.contracts.events import Event, EventFence, EventType, NewEvent
@@ -32,14 +34,14 @@ _AS_JSON: Final = """json_agg(json_build_object(
     'at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) ORDER BY seq)"""
 
 # clock_timestamp, not now(): it is read under the lock, so times ascend with the numbers.
-_APPEND: Final = text(f"""
-WITH input AS MATERIALIZED (
-    SELECT project_id, type, task_id, data, row_number() OVER (PARTITION BY project_id ORDER BY n) AS rank
-    FROM unnest(CAST(:project_ids AS bigint[]), CAST(:types AS text[]), CAST(:task_ids AS uuid[]),
-                CAST(:data AS text[])) WITH ORDINALITY AS given (project_id, type, task_id, data, n)
-), locked AS MATERIALIZED (
+_LOCKED = """
     SELECT project_id FROM event_logs WHERE project_id = ANY(CAST(:project_ids AS bigint[]))
     ORDER BY project_id FOR NO KEY UPDATE
+"""
+# Numbers and writes what is in `input` (project_id, type, task_id, data, n), and tells of it; the logs are `locked`.
+_WRITE = f"""
+ranked AS MATERIALIZED (
+    SELECT *, row_number() OVER (PARTITION BY project_id ORDER BY n) AS rank FROM input
 ), raised AS (
     UPDATE event_logs SET last_seq = last_seq + counted.n
     FROM locked JOIN (SELECT project_id, count(*) AS n FROM input GROUP BY project_id) AS counted USING (project_id)
@@ -48,7 +50,7 @@ WITH input AS MATERIALIZED (
 ), inserted AS (
     INSERT INTO events (project_id, seq, task_id, type, data, at)
     SELECT project_id, base + rank, task_id, type, CAST(data AS jsonb), clock_timestamp()
-    FROM input JOIN raised USING (project_id)
+    FROM ranked JOIN raised USING (project_id)
     RETURNING project_id, seq, task_id, type, data, at
 ), notes AS (
     SELECT project_id, {_AS_JSON}::text AS body FROM inserted GROUP BY project_id
@@ -56,9 +58,42 @@ WITH input AS MATERIALIZED (
     SELECT pg_notify('{EVENTS_CHANNEL}', project_id || ' ' ||
                      CASE WHEN octet_length(body) < {_NOTE_LIMIT} - 20 THEN body ELSE '' END)
     FROM notes
-)
+)"""  # noqa: S608 -- only constants of this module are put in
+_APPEND: Final = text(f"""
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest(CAST(:project_ids AS bigint[]), CAST(:types AS text[]), CAST(:task_ids AS uuid[]),
+                         CAST(:data AS text[])) WITH ORDINALITY AS given (project_id, type, task_id, data, n)
+), locked AS MATERIALIZED ({_LOCKED}), {_WRITE}
 SELECT project_id, seq, task_id, type, data, at, (SELECT count(*) FROM told) FROM inserted ORDER BY project_id, seq
-""")  # noqa: S608 -- only constants of this module are put in
+""")  # noqa: S608 -- as above
+
+# A batch in one round trip. The writer's row comes first: it waits for a transaction of ours that may still be open on
+# a connection that we have lost, and which either commits, and the number is taken, or is rolled back, and it is ours.
+# Fences are locked as they are read, by which Postgres reads the newest there are: who claims holds the log before.
+_WRITE_BATCH: Final = Statement(
+    text(f"""
+WITH claimed AS (
+    INSERT INTO event_writers (id, batch) VALUES (CAST(:writer AS uuid), CAST(:batch AS bigint))
+    ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, at = now() WHERE event_writers.batch < excluded.batch
+    RETURNING batch
+), given AS MATERIALIZED (
+    SELECT given.* FROM claimed, unnest(
+        CAST(:project_ids AS bigint[]), CAST(:types AS text[]), CAST(:task_ids AS uuid[]), CAST(:data AS text[]),
+        CAST(:subjects AS text[]), CAST(:tokens AS uuid[])
+    ) WITH ORDINALITY AS given (project_id, type, task_id, data, subject, token, n)
+), locked AS MATERIALIZED (
+    SELECT project_id FROM event_logs WHERE project_id IN (SELECT project_id FROM given)
+    ORDER BY project_id FOR NO KEY UPDATE
+), standing AS MATERIALIZED (
+    SELECT given.n FROM locked JOIN given USING (project_id)
+    JOIN event_fences USING (task_id, subject, token) FOR SHARE OF event_fences
+), input AS MATERIALIZED (
+    SELECT * FROM given WHERE token IS NULL OR n IN (SELECT n FROM standing)
+), {_WRITE}
+SELECT (SELECT array_agg(n) FROM input), (SELECT array_agg(project_id) FROM raised), (SELECT count(*) FROM told)
+FROM claimed
+""")
+)  # noqa: S608 -- as above
 
 # The log's row goes first: a batch of events that is being written would otherwise meet the project's deletion halfway.
 _END: Final = text(f"""
@@ -82,6 +117,9 @@ FROM event_logs LEFT JOIN LATERAL (
 ) AS page ON true
 WHERE event_logs.project_id = :project_id ORDER BY page.seq
 """)
+
+
+_FORGET_WRITERS: Final = text("DELETE FROM event_writers WHERE at < now() - interval '7 days'")
 
 
 @dataclass(frozen=True)
@@ -156,6 +194,47 @@ async def write(session: AsyncSession, events: Sequence[EncodedEvent]) -> list[E
         written[project_id].append(_event(project_id, seq, task_id, kind, data, at))
     turns = {project_id: iter(numbered) for project_id, numbered in written.items()}
     return [next(turns[event.project_id]) if event.project_id in turns else None for event in events]
+
+
+class Verdict(StrEnum):
+    """What has become of an event of a batch. `fenced_off`: its subject is another's; `gone`: its project is."""
+
+    WRITTEN = "written"
+    FENCED_OFF = "fenced_off"
+    GONE = "gone"
+
+
+async def write_batch(
+    database: Database, writer: UUID, batch: int, events: Sequence[EncodedEvent]
+) -> list[Verdict] | None:
+    """Write what a writer has gathered, in a transaction of its own, for each event whose fence stands; what became of
+    each. None: it was written already. A writer's batches have ascending numbers.
+
+    Raises `UnavailableError`; the batch may have been written then, so it is to be tried again as it is.
+    """
+    rows = await database.fetch(
+        _WRITE_BATCH,
+        writer=writer,
+        batch=batch,
+        project_ids=[event.project_id for event in events],
+        types=[event.type for event in events],
+        task_ids=[event.task_id for event in events],
+        data=[event.data for event in events],
+        subjects=[event.fence and event.fence.subject for event in events],
+        tokens=[event.fence and UUID(event.fence.token) for event in events],
+    )
+    if not rows:
+        return None
+    admitted, alive = set(rows[0][0] or ()), set(rows[0][1] or ())
+    return [
+        Verdict.FENCED_OFF if n not in admitted else Verdict.WRITTEN if event.project_id in alive else Verdict.GONE
+        for n, event in enumerate(events, start=1)
+    ]
+
+
+async def forget_writers(session: AsyncSession) -> None:
+    """Forget writers that have been silent for a week."""
+    await session.execute(_FORGET_WRITERS)
 
 
 async def end(session: AsyncSession, project_id: int) -> None:

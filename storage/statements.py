@@ -6,19 +6,19 @@ hot path that is most of a request. `Database.fetch` runs these; everything else
 
 from typing import Any, Final
 
-from sqlalchemy import Select
+from sqlalchemy import Select, TextClause
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 
 _DIALECT: Final = asyncpg_dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it without types
 
 
 class Statement:
-    """A query with its SQL. Every value is a `bindparam("name")`, given by name each time that it runs.
+    """A statement with its SQL. Every value is a `bindparam("name")`, given by name each time that it runs.
 
     Values go to the driver as they are and come back as it gives them: times, UUIDs and decoded JSON, no ORM rows.
     """
 
-    def __init__(self, query: Select[*tuple[Any, ...]]) -> None:
+    def __init__(self, query: Select[*tuple[Any, ...]] | TextClause) -> None:
         compiled = query.compile(dialect=_DIALECT)
         constants = [name for name, bind in compiled.binds.items() if not bind.required]
         if constants:

@@ -1,31 +1,30 @@
 """A step's text, told while the database is quick, slow, and another attempt's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.agent.streaming import TextTeller
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_fences import FencedOffError
+from storage.statements import Statement
 from tests.storage.records import new_project
 from workflows.contracts.agent_tasks import TaskStepInput
 from workflows.contracts.events import EventFence
 
 
 class IsSlow(Database):
-    """Takes half a second for each transaction."""
+    """Takes half a second for each statement."""
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def fetch(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:
         await asyncio.sleep(0.5)
-        async with super().transaction() as session:
-            yield session
+        return await super().fetch(statement, **values)
 
 
 async def claimed(database: Database) -> tuple[TaskStepInput, EventFence]:

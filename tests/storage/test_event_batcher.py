@@ -1,8 +1,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,23 +12,23 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from storage import event_batcher
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
+from storage.statements import Statement
 from tests.storage.records import new_project
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.events import EventType, NewEvent
 
 
 class LosesTheAnswer(Database):
-    """Commits, and says that the connection broke: once."""
+    """Writes, and says that the connection broke: once."""
 
     lost = False
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
-        async with super().transaction() as session:
-            yield session
+    async def fetch(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:
+        answer = await super().fetch(statement, **values)
         if not self.lost:
             self.lost = True
-            raise UnavailableError("The answer to the commit was lost.")
+            raise UnavailableError("The answer was lost.")
+        return answer
 
 
 class LosesTheAnswerAndCommitsLate(Database):
@@ -34,26 +36,25 @@ class LosesTheAnswerAndCommitsLate(Database):
 
     late: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def fetch(self, statement: Statement, **values: Any) -> list[asyncpg.Record]:
         if self.late is not None:
-            async with super().transaction() as session:
-                yield session
-            return
-        session = self._sessions()
-        yield session
+            return await super().fetch(statement, **values)
+        connection = await self._connect()
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.fetch(statement.sql, *statement.arguments(values))
 
         async def commit() -> None:
             await asyncio.sleep(0.3)
-            await session.commit()
-            await session.close()
+            await transaction.commit()
+            await connection.close()
 
         self.late = asyncio.create_task(commit())
         raise UnavailableError("The commit hasn't been answered.")
 
 
 class IsAway(Database):
-    """Refuses every transaction."""
+    """Refuses everything."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
