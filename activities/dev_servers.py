@@ -180,7 +180,7 @@ class DevServers(DevServerActivities):
                 for change in await file_events.untold(session, ref.project_id, seen)
             ]
             if news:
-                await event_log.append(session, news)
+                event_log.append(session, news)
 
     @activity.defn(name="read_idleness")
     async def read_idleness(self, step: DevServerStep) -> IdleVerdict:

@@ -9,8 +9,8 @@ from temporalio import activity
 
 from activities.errors import converting_errors
 
-_INTERVAL_S = 1.0
-"""Well below the heartbeat timeouts; the SDK throttles what it sends (workflows/policies.py)."""
+_INTERVAL_S = 2.0
+"""A third of the shortest heartbeat timeout (workflows/policies.py), and as often as the SDK sends them."""
 
 
 def attempt_scheduled() -> datetime:

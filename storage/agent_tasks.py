@@ -121,7 +121,7 @@ async def set_state(
     if state in FINAL_STATES:
         row.ended_at = func.clock_timestamp()
     await session.flush()
-    await event_log.append(session, [state_event(row)])
+    event_log.append(session, [state_event(row)])
     await session.execute(select(func.pg_notify(OPERATIONS_CHANNEL, str(row.id))))  # a task is an operation, too
 
 

@@ -135,7 +135,7 @@ async def add_message(
         task_id=None if task_id is None else str(task_id),
         data=message_data(added),
     )
-    await event_log.append(session, [event])
+    event_log.append(session, [event])
     return added
 
 

@@ -76,7 +76,7 @@ async def accept(session: AsyncSession, project_id: int, action: DevServerAction
     state = _AT_ONCE.get((action, row.state))
     if state is not None:
         row.state, row.reason, row.exit_code, row.log_tail, row.since = state, None, None, None, func.now()
-        await event_log.append(session, [_state_event(row)])
+        event_log.append(session, [_state_event(row)])
     await session.flush()
     return DevServerCommand(generation=row.generation, action=action)
 
@@ -97,7 +97,7 @@ async def record(session: AsyncSession, change: StateChange, log_tail: str | Non
         if row.state != change.state:
             row.since = func.now()
         row.state, row.reason, row.exit_code, row.log_tail = new
-        await event_log.append(session, [_state_event(row)])
+        event_log.append(session, [_state_event(row)])
     await _end_operations(session, change)
     await session.flush()
     return True
@@ -128,7 +128,7 @@ async def set_stage(session: AsyncSession, project_id: int, generation: int, sta
     if not await operations.set_dev_server_stage(session, project_id, generation, stage):
         return False
     event = NewEvent(project_id=project_id, type=EventType.DEV_SERVER_STAGE, data={"stage": stage})
-    await event_log.append(session, [event])
+    event_log.append(session, [event])
     return True
 
 

@@ -7,7 +7,7 @@ Outages are told apart from mistakes here and nowhere else: refused, starting up
 out of connections, or slower than the timeouts below all mean "try again in a moment".
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -41,6 +41,8 @@ _BROKEN = (OSError, asyncpg.InternalClientError)
 """A connection that has ended, or is about to: the driver's own error says that the server's farewell has come, and
 nothing else can be said on it.
 """
+
+_LAST = "studio.last"
 
 _PASSING_STATES = ("08", "53", "57", "55P03", "40001", "40P01")
 """SQLSTATE prefixes that pass by themselves: connection, resources, intervention, lock timeout, lost races."""
@@ -77,7 +79,11 @@ class Database:
         """
         try:
             async with self._sessions.begin() as session:
+                last: list[Callable[[AsyncSession], Awaitable[None]]] = []
+                session.info[_LAST] = last
                 yield session
+                for act in last:
+                    await act(session)
         except PoolTimeoutError as error:
             raise _unavailable() from error
 
@@ -132,6 +138,11 @@ class Database:
 
     async def _connect(self) -> asyncpg.Connection:
         return await connect(self.dsn)
+
+
+def before_commit(session: AsyncSession, act: Callable[[AsyncSession], Awaitable[None]]) -> None:
+    """Have `act` run as the last thing of a `transaction`: for what takes locks that many wait for."""
+    session.info[_LAST].append(act)
 
 
 def plain_dsn(url: str) -> str:

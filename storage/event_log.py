@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage.engine import Database
+from storage.engine import Database, before_commit
 from storage.event_listener import EVENTS_CHANNEL, EventListener, Subscription
 from storage.statements import Statement
 from storage.tables import EventLogRow
@@ -28,6 +28,7 @@ _NOTE_LIMIT: Final = 7900
 """Bytes that fit into one notification; Postgres' own limit is 8,000."""
 _PAGE: Final = 500
 _RETRY_S: Final = 0.5
+_PENDING: Final = "studio.events"
 
 _AS_JSON: Final = """json_agg(json_build_object(
     'seq', seq, 'type', type, 'task_id', task_id, 'data', data,
@@ -92,8 +93,8 @@ WITH claimed AS (
 ), {_WRITE}
 SELECT (SELECT array_agg(n) FROM input), (SELECT array_agg(project_id) FROM raised), (SELECT count(*) FROM told)
 FROM claimed
-""")
-)  # noqa: S608 -- as above
+""")  # noqa: S608 -- as above
+)
 
 # The log's row goes first: a batch of events that is being written would otherwise meet the project's deletion halfway.
 _END: Final = text(f"""
@@ -164,20 +165,27 @@ async def begin(session: AsyncSession, project_id: int) -> None:
     await session.flush()
 
 
-async def append(session: AsyncSession, events: Sequence[NewEvent]) -> list[Event]:
-    """Write events in the caller's transaction, in the order given; readers see them when it commits.
+def append(session: AsyncSession, events: Sequence[NewEvent]) -> None:
+    """Write events at the end of the caller's `Database.transaction`, in the order given; readers see them then.
 
-    Locks the projects' logs, in the order of their ids, until then: whoever needs locks besides takes them before.
-    Raises `NotFoundError` when a project is gone.
+    Only then the projects' logs are locked: what streams tell of the same projects waits for a round trip, not for a
+    transaction. It fails with `NotFoundError` when a project is gone. Raises `ValueError` for data that is no JSON.
     """
-    written = await write(session, [encode(event) for event in events])
+    pending: list[EncodedEvent] | None = session.info.get(_PENDING)
+    if pending is None:
+        pending = session.info[_PENDING] = []
+        before_commit(session, _write_pending)
+    pending.extend(map(encode, events))
+
+
+async def _write_pending(session: AsyncSession) -> None:
+    written = await write(session, session.info[_PENDING])
     if any(event is None for event in written):
         raise NotFoundError("The project is gone.")
-    return [event for event in written if event is not None]
 
 
 async def write(session: AsyncSession, events: Sequence[EncodedEvent]) -> list[Event | None]:
-    """Like `append`; None stands for an event whose project is gone."""
+    """Write events now, and lock the logs until the commit; None stands for an event whose project is gone."""
     if not events:
         return []
     rows = await session.execute(

@@ -90,7 +90,7 @@ async def create(session: AsyncSession, new: NewProject, *, limit: int) -> Proje
     await session.flush()
     session.add(DevServerRow(project_id=row.id))
     await event_log.begin(session, row.id)
-    await event_log.append(session, [_state_event(row.id, ProjectState.PROVISIONING, None, None)])
+    event_log.append(session, [_state_event(row.id, ProjectState.PROVISIONING, None, None)])
     await session.refresh(row)
     return _record(row)
 
@@ -137,7 +137,7 @@ async def set_state(
     if (row.state, row.state_reason) != (state, reason) or stage is not None:
         row.state, row.state_reason = state, reason
         await session.flush()
-        await event_log.append(session, [_state_event(project_id, state, reason, stage)])
+        event_log.append(session, [_state_event(project_id, state, reason, stage)])
     return True
 
 

@@ -105,4 +105,4 @@ async def _expire(session: AsyncSession, task: AgentTaskRow, which: ColumnElemen
 
 async def _tell(session: AsyncSession, task: AgentTaskRow, kind: EventType, data: dict[str, Any]) -> None:
     event = NewEvent(project_id=task.project_id, type=kind, task_id=str(task.id), data=data)
-    await event_log.append(session, [event])
+    event_log.append(session, [event])

@@ -86,7 +86,7 @@ async def decide(
         events = await _resolve_call(session, row, approval, answer)
     await session.flush()
     await session.refresh(approval)
-    await event_log.append(session, events)
+    event_log.append(session, events)
     return approval_record(approval)
 
 

@@ -260,7 +260,7 @@ async def _insert(session: AsyncSession, row: AgentTaskRow) -> TaskRecord:
     session.add(row)
     await session.flush()
     await session.refresh(row)
-    await event_log.append(session, [agent_tasks.state_event(row)])
+    event_log.append(session, [agent_tasks.state_event(row)])
     return record_of(row)
 
 

@@ -307,7 +307,7 @@ async def begin_call(session: AsyncSession, project_id: int, call: CallRecord, t
     """The call runs from now on, if it doesn't yet."""
     if call.state != CallState.RUNNING:
         await session.execute(_BEGIN_CALL, {"call_id": call.id})
-        await event_log.append(session, [call_event(project_id, task_id, call, CallState.RUNNING)])
+        event_log.append(session, [call_event(project_id, task_id, call, CallState.RUNNING)])
 
 
 async def set_call_state(session: AsyncSession, call_id: str, state: CallState) -> None:
@@ -338,7 +338,7 @@ async def end_call(
         "exit_code": exit_code,
     }
     event = NewEvent(project_id=project_id, type=EventType.TOOL_RESULT, task_id=str(task_id), data=data)
-    await event_log.append(session, [event])
+    event_log.append(session, [event])
 
 
 async def add_image(session: AsyncSession, call_id: str, data: bytes) -> None:

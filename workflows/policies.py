@@ -25,6 +25,9 @@ run. A history that today's code doesn't follow is not among them: it waits for 
 _HEARTBEAT = timedelta(seconds=6)
 """Three throttled heartbeats: a dead worker's activity is tried elsewhere after this long."""
 
+_PAID_HEARTBEAT = timedelta(seconds=10)
+"""For model calls, whose next attempt is paid for again: a worker that is only busy isn't taken for a dead one."""
+
 
 def _backing_off(first: float = 0.2, longest: float = 10.0, attempts: int = 0) -> RetryPolicy:
     return RetryPolicy(
@@ -88,7 +91,7 @@ WATCH = ActivityConfig(
 MODEL = ActivityConfig(
     # The longest answer, slowly streamed, after the longest queue of other reservations.
     start_to_close_timeout=timedelta(minutes=30),
-    heartbeat_timeout=_HEARTBEAT,
+    heartbeat_timeout=_PAID_HEARTBEAT,
     # No bound on attempts: a database or a worker may be away for long. How often a model's own faults are tried is
     # the activity's to say (activities/agent_tasks.py).
     retry_policy=_backing_off(first=0.5, longest=20.0),

@@ -12,7 +12,7 @@ from workflows.contracts.errors import UnavailableError
 
 Result = TypeVar("Result")
 
-_LOOK_S: Final = 5.0
+_LOOK_S: Final = 15.0
 """A notification that was lost with its connection costs at most this long; Temporal's own way is a second one."""
 
 

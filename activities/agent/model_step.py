@@ -134,7 +134,7 @@ class ModelStep:
         fence, first = await event_fences.claim(session, row.project_id, row.id, subject, since=attempt_scheduled())
         kind = EventType.STEP_STARTED if first else EventType.STEP_RESET
         event = NewEvent(project_id=row.project_id, type=kind, task_id=str(row.id), data={"step": n})
-        await event_log.append(session, [event])
+        event_log.append(session, [event])
         return fence
 
     def _is_too_long(self, talk: Conversation, info: ModelInfo | None) -> bool:
@@ -203,7 +203,7 @@ class ModelStep:
                 await planning.ask(session, row, record, limit_s=self._settings.approval_limit_s)
             stored = await task_steps.calls_of(session, row.id, step.step) if calls else []
             news = [task_steps.call_event(row.project_id, row.id, call, call.state) for call in stored]
-            await event_log.append(session, [_usage_event(row, step.step, usage), *news])
+            event_log.append(session, [_usage_event(row, step.step, usage), *news])
             if not calls:
                 text = event_log.storable(answer.text)
                 await chats.add_message(

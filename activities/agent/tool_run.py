@@ -145,7 +145,7 @@ class ToolRuns:
                 )
                 for change in result.changes
             ]
-            await event_log.append(session, changed)
+            event_log.append(session, changed)
             if result.image is not None:
                 await task_steps.add_image(session, claimed.call.id, result.image)
             await task_steps.end_call(

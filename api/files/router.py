@@ -253,4 +253,4 @@ async def _tell(services: Services, project: ProjectRecord, changes: Sequence[Fi
         ]
         async with services.database.transaction() as session:
             await leases.renew(session, project.id, LeaseKind.FILES, "user", services.config.idle_timeout_s)
-            await event_log.append(session, events)
+            event_log.append(session, events)

@@ -75,7 +75,7 @@ class AgentStand:
             for word in words
         ]
         async with self.database.transaction() as session:
-            await event_log.append(session, events)
+            event_log.append(session, events)
 
     async def ask(
         self, task_id: str, *tools: str, kind: ApprovalKind = ApprovalKind.TOOL, left_s: float = 3600

@@ -34,7 +34,7 @@ async def append(database: Database, project_id: int, *words: str, **fields: Any
             )
             for word in words
         ]
-        await event_log.append(session, events)
+        event_log.append(session, events)
 
 
 @asynccontextmanager
@@ -123,7 +123,7 @@ async def test_only_the_types_asked_for_come(
         await append(database, project, "ready")
         async with database.transaction() as session:
             stage = NewEvent(project_id=project, type=EventType.DEV_SERVER_STAGE, data={"stage": "probing"})
-            await event_log.append(session, [stage])
+            event_log.append(session, [stage])
         assert ids(await take(answer, 1)) == [2]
 
 

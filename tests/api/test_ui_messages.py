@@ -279,7 +279,7 @@ async def test_the_sdk_takes_back_what_a_broken_model_call_has_said(stand: Agent
     await until(lambda: has_messages(2))  # by which the client says that it has read it
     reset = NewEvent(project_id=stand.project_id, type=EventType.STEP_RESET, task_id=task["id"], data={"step": 1})
     async with stand.database.transaction() as session:
-        await event_log.append(session, [reset])
+        event_log.append(session, [reset])
     await stand.tell(task["id"], "Good", " morning")
     await stand.set_state(task["id"], TaskState.COMPLETED)
     shown = await story

@@ -17,7 +17,7 @@ async def tell(database: Database, project_id: int, *told: tuple[str, str, str |
         for path, op, etag in told
     ]
     async with database.transaction() as session:
-        await event_log.append(session, events)
+        event_log.append(session, events)
 
 
 async def news(database: Database, project_id: int, *seen: Any) -> list[tuple[str, str, str | None]]:

@@ -119,5 +119,6 @@ async def test_what_comes_after_a_deletion_finds_nothing(database: Database) -> 
         assert await projects.get(session, project.id) is None
         await leases.renew(session, project.id, LeaseKind.PIN, "pin", None)
         assert await leases.held(session, project.id) == []
-        with pytest.raises(NotFoundError):
-            await event_log.append(session, [NewEvent(project_id=project.id, type=EventType.FILE_CHANGED, data={})])
+    with pytest.raises(NotFoundError):
+        async with database.transaction() as session:
+            event_log.append(session, [NewEvent(project_id=project.id, type=EventType.FILE_CHANGED, data={})])
