@@ -10,10 +10,19 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
-from activities.errors import ModelFault, ModelUnavailableError
+from activities.errors import ModelFault
 from activities.language_models.answer import Answer, Prices, read_amount
 from activities.language_models.faults import ServerError, read_error, to_fault
-from activities.language_models.wire import Patience, ask, hear, make_client, open_stream, read_json
+from activities.language_models.wire import (
+    Patience,
+    ask,
+    hear,
+    is_stream,
+    make_client,
+    open_stream,
+    read_chunk,
+    read_json,
+)
 from activities.ports import (
     ModelEnd,
     ModelInfo,
@@ -27,7 +36,7 @@ from activities.ports import (
 END_MARK = "[DONE]"
 _OK = 200
 _REMEMBERED_S = 60.0
-COMPLETION_TOKENS_HOSTS = ("api.openai.com", ".openai.azure.com")
+_COMPLETION_TOKENS_HOSTS = ("api.openai.com", ".openai.azure.com")
 """Where a request that says `max_tokens` is refused for today's models."""
 
 
@@ -45,6 +54,12 @@ class ModelServer:
     prices: Prices | None = None
     is_litellm: bool = False
 
+    @property
+    def bound_name(self) -> str:
+        """What a request calls the bound on its answer's tokens."""
+        host = urlsplit(self.base_url).hostname or ""
+        return "max_completion_tokens" if host.endswith(_COMPLETION_TOKENS_HOSTS) else "max_tokens"
+
 
 class OpenAICompatibleModel:
     """Streams answers from one server; a request without a model's name goes to the default one."""
@@ -53,8 +68,6 @@ class OpenAICompatibleModel:
         self._server = server
         self._patience = patience or Patience()
         self._client = make_client(server.base_url.rstrip("/"), self._patience)
-        host = urlsplit(server.base_url).hostname or ""
-        self._bound_name = "max_completion_tokens" if host.endswith(COMPLETION_TOKENS_HOSTS) else "max_tokens"
         self._offered_first = ""
         self._known: list[ModelInfo] = []
         self._known_until = 0.0
@@ -68,13 +81,13 @@ class OpenAICompatibleModel:
     async def answer(self, request: ModelRequest, tell: Callable[[str], None]) -> ModelEnd:
         """Ask, and tell the answer as it comes; see the port."""
         model = request.model or self.default_model or await self._first_model()
-        body = {**_body(request), "model": model, self._bound_name: request.max_output_tokens}
+        body = {**_body(request), "model": model, self._server.bound_name: request.max_output_tokens}
         key = request.key or self._server.key
         answer = Answer(self._server.prices)
         async with open_stream(
             self._client, "/chat/completions", key=key, body=body, patience=self._patience
         ) as response:
-            if response.status_code != _OK or not _is_stream(response.headers):
+            if not is_stream(response):
                 status = response.status_code if response.status_code != _OK else None
                 error = read_error(status, await read_json(response, self._patience.short_answer_s), response.headers)
                 raise _fault(error, request, model)
@@ -192,12 +205,7 @@ def _tool(tool: ToolSchema) -> dict[str, Any]:
 
 def _chunk(data: str, request: ModelRequest, model: str) -> Mapping[str, Any]:
     """The JSON of an event. Raises the fault that an error in mid-stream stands for."""
-    try:
-        chunk = json.loads(data)
-    except ValueError:
-        chunk = None
-    if not isinstance(chunk, dict):
-        raise ModelUnavailableError("The model's server sends something that isn't an answer.")
+    chunk = read_chunk(data)
     if chunk.get("error"):
         raise _fault(read_error(None, chunk), request, model)
     return chunk
@@ -215,10 +223,6 @@ def _private(request: ModelRequest) -> Iterator[str]:
         yield message.content
         for call in message.tool_calls:
             yield call.arguments
-
-
-def _is_stream(headers: Mapping[str, str]) -> bool:
-    return headers.get("content-type", "").startswith("text/event-stream")
 
 
 def _litellm_info(item: Mapping[str, Any]) -> ModelInfo:

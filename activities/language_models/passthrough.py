@@ -1,17 +1,24 @@
 """`ChatCompletions` over any server that speaks OpenAI's protocol: requests and answers go through as they are."""
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from activities.errors import ModelFault, ModelMissingError, ModelUnavailableError
 from activities.language_models.answer import read_amount, read_usage
 from activities.language_models.faults import read_error, to_fault
-from activities.language_models.openai_compatible import COMPLETION_TOKENS_HOSTS, END_MARK, ModelServer
-from activities.language_models.wire import Patience, drain, make_client, open_stream, read_events, read_json
+from activities.language_models.openai_compatible import END_MARK, ModelServer
+from activities.language_models.wire import (
+    Patience,
+    drain,
+    is_stream,
+    make_client,
+    open_stream,
+    read_chunk,
+    read_events,
+    read_json,
+)
 from activities.ports import CompletionPiece, ModelUsage
 
 _PATH: Final = "/chat/completions"
@@ -29,8 +36,6 @@ class PassedThrough:
         self._server = server
         self._patience = patience or Patience()
         self._client = make_client(server.base_url.rstrip("/"), self._patience)
-        host = urlsplit(server.base_url).hostname or ""
-        self._bound = _BOUNDS[1] if host.endswith(COMPLETION_TOKENS_HOSTS) else _BOUNDS[0]
 
     async def complete(self, body: Mapping[str, Any], *, key: str | None, max_output_tokens: int) -> CompletionPiece:
         """The whole answer; see the port."""
@@ -51,7 +56,7 @@ class PassedThrough:
         asked = self._bounded(body, max_output_tokens)
         used_key = key or self._server.key
         async with open_stream(self._client, _PATH, key=used_key, body=asked, patience=self._patience) as response:
-            if response.status_code != _OK or not _is_stream(response.headers):
+            if not is_stream(response):
                 status = response.status_code if response.status_code != _OK else None
                 answer = await read_json(response, self._patience.short_answer_s)
                 raise _fault(status, answer, response.headers, asked, used_key)
@@ -71,7 +76,7 @@ class PassedThrough:
     def _bounded(self, body: Mapping[str, Any], max_output_tokens: int) -> dict[str, Any]:
         if any(body.get(name) is not None for name in _BOUNDS):
             return dict(body)
-        return {**body, self._bound: max_output_tokens}
+        return {**body, self._server.bound_name: max_output_tokens}
 
     def _usage(self, answer: Mapping[str, Any], headers: Mapping[str, str]) -> ModelUsage | None:
         told = answer.get("usage")
@@ -101,12 +106,7 @@ class NoChatCompletions:
 
 def _chunk(data: str, asked: Mapping[str, Any], key: str | None) -> dict[str, Any]:
     """The JSON of an event. Raises the fault that an error in mid-stream stands for."""
-    try:
-        chunk = json.loads(data)
-    except ValueError:
-        chunk = None
-    if not isinstance(chunk, dict):
-        raise ModelUnavailableError("The model's server sends something that isn't an answer.")
+    chunk = read_chunk(data)
     if chunk.get("error"):
         raise _fault(None, chunk, {}, asked, key)
     return chunk
@@ -119,10 +119,6 @@ def _fault(
     return to_fault(
         read_error(status, answer, headers), model=str(asked.get("model", "")), private=[key] if key else []
     )
-
-
-def _is_stream(headers: Mapping[str, str]) -> bool:
-    return headers.get("content-type", "").startswith("text/event-stream")
 
 
 def _nothing_configured() -> ModelFault:

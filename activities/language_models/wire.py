@@ -14,6 +14,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from activities.errors import ModelUnavailableError
 
+_OK = 200
 _CONNECTIONS = 1000
 _IDLE_S = 4.0
 """Less than the 5 s after which uvicorn, and with it LiteLLM's proxy, closes an idle connection."""
@@ -103,6 +104,22 @@ async def read_json(response: httpx.Response, limit_s: float | None) -> Any:  # 
         return json.loads(b"".join(parts))
     except ValueError:
         return None
+
+
+def is_stream(response: httpx.Response) -> bool:
+    """Whether what was asked for as a stream comes as one."""
+    return response.status_code == _OK and response.headers.get("content-type", "").startswith("text/event-stream")
+
+
+def read_chunk(data: str) -> dict[str, Any]:
+    """The JSON of an event. Raises `ModelUnavailableError` for what isn't a part of an answer."""
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        chunk = None
+    if not isinstance(chunk, dict):
+        raise ModelUnavailableError("The model's server sends something that isn't an answer.")
+    return chunk
 
 
 async def drain(events: AsyncIterator[ServerSentEvent]) -> None:

@@ -6,23 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.chaos.observers import Engine
-from tests.chaos.world import Person, World
-from tests.workers.stacks import RunningStack, stack_environment
-
-SHORT = {"RECONCILE_INTERVAL_S": "2", "RECONCILE_GRACE_S": "4"}
+from tests.chaos.world import Person, World, world_of
+from tests.workers.stacks import stack_environment
 
 
 @pytest.fixture(scope="package")
 def docker_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    stack = RunningStack(stack_environment(tmp_path_factory.mktemp("chaos") / "data") | SHORT)
-    try:
-        stack.wait_ready()
-        made = World(stack, lambda world: Engine(world.instance))
+    environment = stack_environment(tmp_path_factory.mktemp("chaos") / "data")
+    with world_of(environment, lambda world: Engine(world.instance)) as made:
         yield made
-    finally:
-        stack.stop()
-    made.observer.close()
-    assert stack.processes() == []
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.conftest import SHORT
 from tests.chaos.observers import Engine
 from tests.chaos.tasks import Json, Task, begin, check_told, run, script
 from tests.chaos.watchers import whole_log
-from tests.chaos.world import Person, Project, World
-from tests.workers.stacks import RunningStack, stack_environment
+from tests.chaos.world import Person, Project, World, world_of
+from tests.workers.stacks import stack_environment
 
 pytestmark = [pytest.mark.chaos, pytest.mark.docker, pytest.mark.slow]
 
@@ -94,16 +93,9 @@ async def test_an_answer_given_while_no_worker_is_there_counts(world: World, ann
 @pytest.fixture(scope="module")
 def impatient_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A stack whose tasks wait for seconds only."""
-    limits = {"APPROVAL_TIMEOUT_S": str(LIMIT_S)}
-    stack = RunningStack(stack_environment(tmp_path_factory.mktemp("chaos") / "data") | SHORT | limits)
-    try:
-        stack.wait_ready()
-        made = World(stack, lambda world: Engine(world.instance))
+    environment = stack_environment(tmp_path_factory.mktemp("chaos") / "data") | {"APPROVAL_TIMEOUT_S": str(LIMIT_S)}
+    with world_of(environment, lambda world: Engine(world.instance)) as made:
         yield made
-    finally:
-        stack.stop()
-    made.observer.close()
-    assert stack.processes() == []
 
 
 async def test_what_nobody_answers_is_denied_also_when_its_time_ends_without_a_worker(impatient_world: World) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -20,13 +20,12 @@ from tests.chaos.checks import (
     half_copied,
     until_gone,
 )
-from tests.chaos.conftest import SHORT
 from tests.chaos.killing import SEED, Killer
 from tests.chaos.observers import Machine
 from tests.chaos.tasks import begin, check_worked_once, commands
 from tests.chaos.watchers import SseWatcher, TaskWatcher, check_same, following, whole_log
-from tests.chaos.world import Person, World, program, states, until
-from tests.workers.stacks import RunningStack, stack_environment
+from tests.chaos.world import Person, World, program, states, until, world_of
+from tests.workers.stacks import stack_environment
 
 log = logging.getLogger(__name__)
 
@@ -39,27 +38,15 @@ READY_S = 240
 @pytest.fixture(scope="module")
 def local_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     data = tmp_path_factory.mktemp("chaos-local") / "data"
-    stack = RunningStack(stack_environment(data) | SHORT | {"DEPLOYMENT_MODE": "local"})
-    try:
-        stack.wait_ready(READY_S)
-        yield World(stack, lambda _: Machine(data))
-    finally:
-        stack.stop()
-    assert stack.processes() == []
+    environment = stack_environment(data) | {"DEPLOYMENT_MODE": "local"}
+    with world_of(environment, lambda _: Machine(data), ready_s=READY_S) as made:
+        yield made
 
 
 @pytest.fixture
 def world(local_world: World) -> World:
     local_world.stack.wait_answering(60)
     return local_world
-
-
-@pytest.fixture
-async def ann(world: World) -> AsyncIterator[Person]:
-    async with world.person() as person:
-        yield person
-        await asyncio.to_thread(world.stack.wait_answering, 60)
-        await person.leave()
 
 
 async def test_a_killed_worker_leaves_its_work_to_its_successor(world: World, ann: Person) -> None:

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -74,6 +74,24 @@ class SecondApi:
 
     process: asyncio.subprocess.Process
     url: str
+
+
+@contextmanager
+def world_of(
+    environment: Mapping[str, str], observe: Callable[["World"], Observer], *, ready_s: float = 90.0
+) -> Iterator["World"]:
+    """A stack of these settings, ready, and ended afterwards: nothing of it lives on."""
+    stack = RunningStack({**environment, "RECONCILE_INTERVAL_S": "2", "RECONCILE_GRACE_S": "4"})
+    made: World | None = None
+    try:
+        stack.wait_ready(ready_s)
+        made = World(stack, observe)
+        yield made
+    finally:
+        stack.stop()
+        if made is not None:
+            made.observer.close()
+    assert stack.processes() == []
 
 
 class World:

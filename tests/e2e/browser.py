@@ -85,3 +85,20 @@ class Tab:
 def shoot(page: Page, folder: Path, name: str) -> None:
     """Keep what the page looks like."""
     page.screenshot(path=folder / f"{name}.png")
+
+
+def mark(page: Page, awaited: str) -> list[str]:
+    """Give the page a state that a load would end, and have it note when this text shows; the addresses loaded."""
+    loads: list[str] = []
+    page.on("load", lambda loaded: loads.append(loaded.url))
+    page.get_by_role("button").click()
+    page.get_by_role("button").click()
+    page.evaluate(
+        """text => {
+            window.mark = 'alive'
+            new MutationObserver(() => { if (document.body.innerText.includes(text)) window.shownAt ??= Date.now() })
+                .observe(document.body, { childList: true, subtree: true, characterData: true })
+        }""",
+        awaited,
+    )
+    return loads

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import httpx
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, expect
 from temporalio.client import Client
 
-from tests.e2e.browser import Tab, shoot
+from tests.e2e.browser import Tab, mark, shoot
 from tests.e2e.studio import Project, Studio, until
 from tests.e2e.tail import Seen, Tail
 
@@ -96,7 +96,7 @@ def watch_the_demo_change_the_page(project: Project, tabs: BrowserContext, studi
     """The demo's task, ended: its owner has seen the new heading before that, on a page that never loaded again."""
     tab = Tab(tabs)
     tab.open(project.preview_link(), HEADING)
-    loads = _mark(tab.page)
+    loads = mark(tab.page, DEMO_HEADING)
     task = give(project, "Make the heading friendlier.", model="demo")
     with Tail(project) as tail:
         expect(tab.page.get_by_role("heading", level=1)).to_have_text(DEMO_HEADING, timeout=60_000)
@@ -110,23 +110,6 @@ def watch_the_demo_change_the_page(project: Project, tabs: BrowserContext, studi
     expect(tab.page.get_by_role("button")).to_have_text("Clicked 2 times")
     assert (tab.page.evaluate("window.mark"), loads) == ("alive", [])
     return task
-
-
-def _mark(page: Page) -> list[str]:
-    """Give the page a state that a load would end, and have it note when the new heading shows; addresses loaded."""
-    loads: list[str] = []
-    page.on("load", lambda loaded: loads.append(loaded.url))
-    page.get_by_role("button").click()
-    page.get_by_role("button").click()
-    page.evaluate(
-        """text => {
-            window.mark = 'alive'
-            new MutationObserver(() => { if (document.body.innerText.includes(text)) window.shownAt ??= Date.now() })
-                .observe(document.body, { childList: true, subtree: true, characterData: true })
-        }""",
-        DEMO_HEADING,
-    )
-    return loads
 
 
 def _is_end_of(task: Task) -> Callable[[Seen], bool]:

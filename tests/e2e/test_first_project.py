@@ -5,7 +5,7 @@ import time
 import pytest
 from playwright.sync_api import BrowserContext, Page, Response, expect
 
-from tests.e2e.browser import Tab, shoot
+from tests.e2e.browser import Tab, mark, shoot
 from tests.e2e.studio import Person, Project, Studio
 from tests.e2e.tail import Seen, Tail
 
@@ -71,18 +71,7 @@ def open_preview(tab: Tab, project: Project) -> None:
 
 def edit(page: Page, project: Project, studio: Studio) -> None:
     """The page keeps its state, and with it its life: a load would have ended both."""
-    loads: list[str] = []
-    page.on("load", lambda loaded: loads.append(loaded.url))
-    page.get_by_role("button").click()
-    page.get_by_role("button").click()
-    page.evaluate(
-        """text => {
-            window.mark = 'alive'
-            new MutationObserver(() => { if (document.body.innerText.includes(text)) window.shownAt ??= Date.now() })
-                .observe(document.body, { childList: true, subtree: true, characterData: true })
-        }""",
-        EDITED,
-    )
+    loads = mark(page, EDITED)
     source = project.call("GET", "/files/src/App.jsx")
     asked = time.time()
     answer = project.call(
