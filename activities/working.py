@@ -9,8 +9,8 @@ from temporalio import activity
 
 from activities.errors import converting_errors
 
-_INTERVAL_S = 2.0
-"""A third of the shortest heartbeat timeout (workflows/policies.py), and as often as the SDK sends them."""
+_BEATS = 3
+"""Heartbeats in a timeout: two may be late. The SDK throttles what is more (workflows/policies.py)."""
 
 
 def attempt_scheduled() -> datetime:
@@ -32,6 +32,7 @@ async def working() -> AsyncIterator[None]:
 
 
 async def _beat() -> None:
-    while True:
-        await asyncio.sleep(_INTERVAL_S)  # first: most activities end before they have anything to say
+    timeout = activity.info().heartbeat_timeout
+    while timeout is not None:
+        await asyncio.sleep(timeout.total_seconds() / _BEATS)  # first: most activities end before they have anything to say
         activity.heartbeat()
