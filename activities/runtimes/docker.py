@@ -39,7 +39,6 @@ from activities.runtimes.docker_firewall import Firewall
 from activities.runtimes.docker_interfaces import quieten
 from activities.runtimes.docker_network import UserNetworks
 from activities.runtimes.docker_spec import (
-    LABEL_BUILD,
     DockerContainerSettings,
     container_config,
     identity_labels,
@@ -50,6 +49,7 @@ from activities.runtimes.guest_runtime import GuestRuntime
 from activities.runtimes.probing import answers_soon
 from activities.runtimes.spec import PROJECT_FOLDER, check_environment
 from workflows.contracts.names import (
+    LABEL_BUILD,
     LABEL_INSTANCE,
     LABEL_PROJECT,
     LABEL_SPEC,

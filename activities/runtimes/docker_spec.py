@@ -18,6 +18,7 @@ from activities.runtimes.spec import (
     spec_hash,
 )
 from workflows.contracts.names import (
+    LABEL_BUILD,
     LABEL_INSTANCE,
     LABEL_PROJECT,
     LABEL_SPEC,
@@ -26,9 +27,6 @@ from workflows.contracts.names import (
     project_subpath,
     user_subpath,
 )
-
-LABEL_BUILD = "studio.build"
-"""Hash of the rest of the container's settings (image, limits, mounts): another one means another container too."""
 
 _MIB = 1024 * 1024
 

@@ -19,14 +19,14 @@ import docker
 from activities.errors import ImageMissingError, NameTakenError, RuntimeUnavailableError
 from activities.ports import ContainerState, DevServerSpec, ExecSpec, ResourceLimits
 from activities.runtimes.docker_firewall import firewall_script, name_servers
-from activities.runtimes.docker_spec import LABEL_BUILD, DockerContainerSettings, container_config, network_name
+from activities.runtimes.docker_spec import DockerContainerSettings, container_config, network_name
 from activities.runtimes.guest import collect
 from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
 from activities.runtimes.preview_labels import preview_labels
 from activities.runtimes.spec import LAUNCHER, spec_hash
 from tests.runtimes.conftest import House, no_stage, spec_of
 from tests.runtimes.waiting import until
-from workflows.contracts.names import LABEL_SPEC, ProjectRef, container_name
+from workflows.contracts.names import LABEL_BUILD, LABEL_SPEC, ProjectRef, container_name
 
 engine_needed = pytest.mark.docker
 

@@ -15,6 +15,8 @@ LABEL_USER = "studio.user"
 LABEL_PROJECT = "studio.project"
 LABEL_SPEC = "studio.spec"
 """Hash of the DevServerSpec that the container was made from: another hash means another container."""
+LABEL_BUILD = "studio.build"
+"""Hash of the rest of the container's settings (image, limits, mounts): another one means another container too."""
 
 STUDIO_DIRECTORY = ".studio"
 """The service's own folder at a project's root: command ledger, install marker. Hidden from file listings."""
