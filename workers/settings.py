@@ -106,6 +106,12 @@ class Settings(BaseSettings):
     idle_timeout_s: int = Field(30 * 60, ge=1)
     idle_grace_s: int = Field(60, ge=0)
 
+    # The worker's releases and its end.
+    worker_deployment: str = Field("studio", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    worker_build_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,128}$")
+    worker_drain_s: int = Field(3600, ge=0)
+    worker_grace_s: int = Field(5, ge=1)
+
     # Mending.
     reconcile_interval_s: int = Field(60, ge=1)
     reconcile_grace_s: int = Field(60, ge=1)

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from temporalio.client import (
 )
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.agent_tasks import AgentTasks
@@ -35,6 +36,8 @@ from activities.projects import Projects
 from activities.reconcile import Reconciliation
 from api.log import configure_logging
 from workers.agent_tasks import open_agent_tasks
+from workers.deployment import WorkerDeployment, deployment_config
+from workers.leaving import await_handover, await_release
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import template_folders
 from workers.wiring import Foundation, dev_server_limits, open_foundation
@@ -59,14 +62,17 @@ _ACTIVITY_MARK = "__temporal_activity_definition"
 """What `@activity.defn` leaves on a method."""
 _MAX_ACTIVITIES = 1000
 """Each running dev server holds one for its watch."""
-_GRACE = timedelta(seconds=5)
-"""Activities have this long after SIGTERM, then they are cancelled and tried by the next worker."""
+_TOUCH_S = 5.0
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 2.0
 
 
 async def run(settings: ServiceSettings, stop: asyncio.Event) -> None:
-    """Work until `stop` is set; waits for Postgres and Temporal as long as it takes."""
+    """Work until `stop` is set; waits for Postgres and Temporal as long as it takes.
+
+    A worker with a build id is ready once its build is the current one, and leaves when nothing runs on it.
+    """
+    _forget(settings.ready_file)  # of a process before this one, in the same container
     async with open_foundation(settings) as foundation:
         client = await connect(settings, stop)
         if client is None:
@@ -75,11 +81,13 @@ async def run(settings: ServiceSettings, stop: asyncio.Event) -> None:
             open_agent_tasks(client, foundation, settings) as agent_tasks,
             make_worker(client, foundation, settings, agent_tasks),
         ):
+            await _begin(client, settings, stop)
             await schedule_reconcile(client, every_s=settings.reconcile_interval_s, grace_s=settings.reconcile_grace_s)
-            _tell_ready(settings.ready_file)
-            log.info("worker.ready", task_queue=TASK_QUEUE, runtime=foundation.runtime.name)
-            await stop.wait()
-            log.info("worker.stopping")
+            async with _ready(settings.ready_file):
+                log.info("worker.ready", task_queue=TASK_QUEUE, runtime=foundation.runtime.name)
+                await stop.wait()
+                log.info("worker.stopping")
+                await _leave(client, settings)
 
 
 async def connect(settings: ServiceSettings, stop: asyncio.Event) -> Client | None:
@@ -142,7 +150,8 @@ def make_worker(client: Client, foundation: Foundation, settings: ServiceSetting
         sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-        graceful_shutdown_timeout=_GRACE,
+        graceful_shutdown_timeout=timedelta(seconds=settings.worker_grace_s),
+        deployment_config=_deployment_config(settings),
     )
 
 
@@ -184,9 +193,54 @@ async def schedule_reconcile(client: Client, *, every_s: int, grace_s: int) -> N
         await client.get_schedule_handle(RECONCILE_ID).update(replace)
 
 
-def _tell_ready(path: Path | None) -> None:
+def _deployment_config(settings: ServiceSettings) -> WorkerDeploymentConfig | None:
+    if settings.worker_build_id is None:
+        return None
+    return deployment_config(settings.worker_deployment, settings.worker_build_id)
+
+
+async def _begin(client: Client, settings: ServiceSettings, stop: asyncio.Event) -> None:
+    """Wait for the release of this worker's build, where it has one."""
+    if settings.worker_build_id is not None:
+        deployment = WorkerDeployment(client, settings.worker_deployment)
+        await await_release(deployment, settings.worker_build_id, stop)
+
+
+async def _leave(client: Client, settings: ServiceSettings) -> None:
+    """Stay for what runs on this worker's build alone, where it has one."""
+    if settings.worker_build_id is not None:
+        deployment = WorkerDeployment(client, settings.worker_deployment)
+        await await_handover(deployment, settings.worker_build_id, settings.worker_drain_s)
+
+
+@asynccontextmanager
+async def _ready(path: Path | None) -> AsyncIterator[None]:
+    """Keep the ready file while it works: its text is the process id, its age tells whether the loop still turns."""
+    if path is None:
+        yield
+        return
+    _note_ready(path)
+    touching = asyncio.create_task(_touch(path), name="ready file")
+    try:
+        yield
+    finally:
+        touching.cancel()
+        _forget(path)
+
+
+def _note_ready(path: Path) -> None:
+    path.write_text(f"{os.getpid()}\n")
+
+
+def _forget(path: Path | None) -> None:
     if path is not None:
-        path.write_text(f"{os.getpid()}\n")
+        path.unlink(missing_ok=True)
+
+
+async def _touch(path: Path) -> None:
+    while True:
+        await asyncio.sleep(_TOUCH_S)
+        os.utime(path)
 
 
 async def _main(settings: ServiceSettings) -> None:

@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.names import agent_task_id
     from workflows.contracts.starts import TASK_STATE
     from workflows.failures import cause_of
+    from workflows.handover import hand_over, should_hand_over
 
 _LONG_HISTORY = 1024 * 1024
 """Bytes of history after which a run hands over to the next: half of what a run may never reach."""
@@ -40,8 +41,7 @@ _QUEUE_LOOK = timedelta(minutes=10)
 
 
 def _history_is_long() -> bool:
-    info = workflow.info()
-    return info.is_continue_as_new_suggested() or info.get_current_history_size() > _LONG_HISTORY
+    return workflow.info().get_current_history_size() > _LONG_HISTORY
 
 
 @workflow.defn(name="AgentTask", failure_exception_types=policies.PROGRAMMING_ERRORS)
@@ -100,7 +100,7 @@ class AgentTask:
             )
         end = await self._perform(AgentTaskActivities.end_task, ending, policies.COMPENSATION, ending.state)
         if not end.ended:
-            workflow.continue_as_new(self._task.model_copy(update={"step": self._n + 1}))
+            hand_over(self._task.model_copy(update={"step": self._n + 1}))
         self._show(ending.state)
         if end.next_task_id is not None:
             with contextlib.suppress(
@@ -121,8 +121,8 @@ class AgentTask:
                 ending = await self._follow(outcome, seen)
                 if ending is not None:
                     return ending
-                if _history_is_long():
-                    workflow.continue_as_new(self._task.model_copy(update={"step": self._n}))
+                if should_hand_over() or _history_is_long():
+                    hand_over(self._task.model_copy(update={"step": self._n}))
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise

@@ -31,6 +31,7 @@ with workflow.unsafe.imports_passed_through():
         StateChange,
     )
     from workflows.failures import TIMED_OUT, cause_of
+    from workflows.handover import hand_over, should_hand_over
 
 _PINNED_LOOK = timedelta(minutes=5)
 """How often a server whose lease has no end is looked at: a lease that was given back is noticed this late."""
@@ -46,10 +47,6 @@ class _Next(StrEnum):
 
     WATCH = "watch"
     END = "end"
-
-
-def _history_is_long() -> bool:
-    return workflow.info().is_continue_as_new_suggested()
 
 
 @workflow.defn(name="DevServer", failure_exception_types=policies.PROGRAMMING_ERRORS)
@@ -86,6 +83,10 @@ class DevServer:
     def project_settled(self) -> None:
         """The provision has ended, well or not."""
         self._settled = True
+
+    @workflow.signal
+    def look(self) -> None:
+        """Another build of the worker is the current one: being woken is all that it takes."""
 
     @workflow.query
     def status(self) -> str:
@@ -190,7 +191,7 @@ class DevServer:
     # --- running ---
 
     async def _watch(self) -> _Next:
-        """Until a command comes, the server ends by itself, nobody needs it, or history has grown long."""
+        """Until a command comes, the server ends by itself, nobody needs it, or this run makes way for the next."""
         if self._exit_watch is None:
             self._exit_watch = asyncio.create_task(
                 self._do(DevServerActivities.watch_dev_server, "watch", policies.WATCH)
@@ -198,7 +199,7 @@ class DevServer:
         exit_watch = self._exit_watch
         idle_watch = asyncio.create_task(self._until_idle())
         await workflow.wait_condition(
-            lambda: exit_watch.done() or idle_watch.done() or not self._up_to_date() or _history_is_long()
+            lambda: exit_watch.done() or idle_watch.done() or not self._up_to_date() or should_hand_over()
         )
         idle = idle_watch.done()
         # Not in a `finally`: nothing may be awaited while a cached workflow is put away.
@@ -210,7 +211,7 @@ class DevServer:
             self._exit_watch = None
             return await self._ended_by_itself(exit_watch.result())
         if not idle:
-            workflow.continue_as_new(self._server.model_copy(update={"command": self._command, "running": True}))
+            hand_over(self._server.model_copy(update={"command": self._command, "running": True}))
         idle_watch.result()
         return await self._sleep_idle()
 
