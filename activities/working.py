@@ -34,5 +34,6 @@ async def working() -> AsyncIterator[None]:
 async def _beat() -> None:
     timeout = activity.info().heartbeat_timeout
     while timeout is not None:
-        await asyncio.sleep(timeout.total_seconds() / _BEATS)  # first: most activities end before they have anything to say
+        # First a pause: most activities end before they have anything to say.
+        await asyncio.sleep(timeout.total_seconds() / _BEATS)
         activity.heartbeat()
