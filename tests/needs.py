@@ -1,5 +1,5 @@
 """What a test needs of the machine, by its marker. Missing: the test is skipped and says so; where STUDIO_REQUIRE
-names the need (`docker,browser,litellm`), it fails instead, so that nothing is left out in silence.
+names the need (`docker,browser,litellm,kubernetes`), it fails instead, so that nothing is left out in silence.
 """
 
 import os
@@ -10,6 +10,7 @@ import pytest
 from docker.errors import DockerException
 
 import docker
+from tests.cluster import missing_cluster
 from tests.litellm import missing_litellm
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -36,7 +37,12 @@ def missing_browser() -> str | None:
     return None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} is installed"
 
 
-NEEDS = {"docker": missing_docker, "browser": missing_browser, "litellm": missing_litellm}
+NEEDS = {
+    "docker": missing_docker,
+    "browser": missing_browser,
+    "litellm": missing_litellm,
+    "kubernetes": missing_cluster,
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,0 +1,40 @@
+"""The cluster that tests marked `kubernetes` run on: the one of KUBECONFIG, else the one that `make cluster` made."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTBED = Path(os.environ.get("TESTBED_DIR", Path.home() / ".cache" / "studio-testbed"))
+
+
+@cache
+def kubeconfig() -> Path:
+    """For tests that are marked: raises `LookupError` where there is no cluster."""
+    asked = subprocess.run([ROOT / "k8s" / "cluster", "kubeconfig"], capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise LookupError(asked.stderr.strip())
+    return Path(asked.stdout.strip())
+
+
+def kubectl(*words: str, text: str | None = None, timeout_s: float = 60.0) -> str:
+    """What it prints; `text` goes to its input. Raises `CalledProcessError` that has what it says is wrong."""
+    program = shutil.which("kubectl") or str(TESTBED / "kube" / "bin" / "kubectl")
+    done = subprocess.run(
+        [program, "--kubeconfig", str(kubeconfig()), *words],
+        input=text, capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise subprocess.CalledProcessError(done.returncode, f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@cache
+def missing_cluster() -> str | None:
+    try:
+        kubectl("get", "--raw", "/readyz", timeout_s=10)
+    except (LookupError, FileNotFoundError, subprocess.SubprocessError) as error:
+        return f"no cluster answers: {error}"
+    return None
