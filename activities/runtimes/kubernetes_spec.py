@@ -44,9 +44,8 @@ MARK_FOLDER = "/run/studio"
 PARKING = r"""
 marks=$1; files=$2; launcher=$3; shift 3
 if [ -e "$marks/started" ]; then
-  trap 'exit 0' TERM
-  sleep infinity & wait
-  exit 0
+  sleep infinity & trap 'kill $!; exit 0' TERM
+  wait; exit 0
 fi
 mkdir "$marks/started" || exit 125
 ulimit -n "$files" 2>/dev/null || :
