@@ -7,7 +7,7 @@ import sys
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +19,7 @@ WordList = Annotated[tuple[str, ...], NoDecode]
 
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _INSTANCE = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+_DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _WEAK_KEY_HINT = f'`python -c "import secrets; print(secrets.token_urlsafe({MIN_SECRET_BYTES + 16}))"` makes one'
 
 
@@ -112,6 +113,19 @@ class Settings(BaseSettings):
     worker_drain_s: int = Field(3600, ge=0)
     worker_grace_s: int = Field(5, ge=1)
 
+    # Dev servers in a cluster.
+    kubeconfig: Path | None = None
+    kubernetes_namespace: str = Field("studio-projects", pattern=_DNS_LABEL)
+    kubernetes_volume_claim: str = Field("studio-projects", pattern=_DNS_LABEL)
+    ingress_class: str = Field("traefik", pattern=_DNS_LABEL)
+    preview_gateway: Literal["traefik", "nginx"] = "traefik"
+    preview_middlewares: WordList = ()
+    preview_auth_url: str | None = None
+    preview_tls_secret: str | None = Field(None, pattern=_DNS_LABEL)
+    preview_cert_issuer: str | None = Field(None, pattern=_DNS_LABEL)
+    runtime_class: str | None = Field(None, pattern=_DNS_LABEL)
+    node_selector: WordList = ()
+
     # Mending.
     reconcile_interval_s: int = Field(60, ge=1)
     reconcile_grace_s: int = Field(60, ge=1)
@@ -120,7 +134,9 @@ class Settings(BaseSettings):
     project_limit: int = Field(100, ge=1)
     log_level: LogLevel = LogLevel.INFO
 
-    @field_validator("secret_key_previous", "cors_origins", "egress_allow", mode="before")
+    @field_validator(
+        "secret_key_previous", "cors_origins", "egress_allow", "preview_middlewares", "node_selector", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 -- a validator sees what the environment or a caller gives
         return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
@@ -145,6 +161,14 @@ class Settings(BaseSettings):
     def _check_networks(cls, value: Any) -> Any:  # noqa: ANN401 -- one network, or several
         for network in (value,) if isinstance(value, str) else value:
             ipaddress.IPv4Network(network)
+        return value
+
+    @field_validator("node_selector")
+    @classmethod
+    def _check_selector(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            if not re.fullmatch(r"[^=\s]+=[^=\s]*", pair):
+                raise ValueError(f"`{pair}` isn't `label=value`")
         return value
 
     @field_validator("api_host")
@@ -222,6 +246,8 @@ EXAMPLES = {
     "API_HOST": "127.0.0.1",
     "EGRESS_ALLOW": "10.0.5.0/24",
     "INSTANCE": "studio",
+    "KUBECONFIG": "/home/me/.kube/config",
+    "NODE_SELECTOR": "pool=projects,arch=amd64",
     "LOG_LEVEL": "info",
     "PREVIEW_SCHEME": "https",
 }
