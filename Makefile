@@ -3,7 +3,7 @@ UV := .venv/bin/uv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: up down superuser image test test-chaos test-slow check format bench
+.PHONY: up down superuser image cluster cluster-down test test-chaos test-slow check format bench
 
 $(UV):
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,13 @@ superuser: .venv/.synced
 # The dev-server image; `make up` makes it when it is missing, this also when its inputs have changed.
 image: .venv/.synced
 	docker/devserver/build
+
+# A cluster for `DEPLOYMENT_MODE=kubernetes make up`, of one node unless KUBECONFIG names one; prints what to export.
+cluster: .venv/.synced
+	@k8s/cluster up
+
+cluster-down: .venv/.synced
+	@k8s/cluster down
 
 check: .venv/.synced
 	$(BIN)/ruff format --check .

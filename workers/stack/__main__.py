@@ -7,6 +7,7 @@ import sys
 import time
 
 from workers.settings import DeploymentMode, load_settings
+from workers.stack.cluster import find_cluster
 from workers.stack.console import fail, say
 from workers.stack.data_directory import DataDirectory, StackError
 from workers.stack.engine import choose_mode
@@ -21,8 +22,6 @@ _DOWN_TIMEOUT_S = 90.0
 def up() -> None:
     """Run the stack in the foreground until Ctrl-C. Raises `StackError`."""
     settings = load_settings()
-    if settings.deployment_mode is DeploymentMode.KUBERNETES:
-        raise StackError("DEPLOYMENT_MODE: `make up` runs dev servers on this machine: docker, local, or unset.")
     data = DataDirectory(settings.data_dir)
     data.create()
     with data.lock():
@@ -32,7 +31,11 @@ def up() -> None:
         require_free(ports(settings))
         mode, reason = asyncio.run(choose_mode(settings))
         say("runtime", f"{mode}: {reason}")
-        asyncio.run(Supervisor(settings, data, mode).run())
+        cluster = None
+        if mode is DeploymentMode.KUBERNETES:
+            cluster = asyncio.run(find_cluster(settings))
+            say("cluster", f"the one of {cluster.kubeconfig}, namespace {settings.kubernetes_namespace}")
+        asyncio.run(Supervisor(settings, data, mode, cluster).run())
 
 
 def down() -> None:

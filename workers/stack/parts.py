@@ -5,7 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
+from api.preview.routing import MIDDLEWARES
 from workers.settings import DeploymentMode, Settings
+from workers.stack.cluster import Cluster
 from workers.stack.console import say
 from workers.stack.data_directory import DataDirectory, StackError
 from workers.stack.litellm import Proxy
@@ -45,10 +47,13 @@ class StackParts:
     `litellm`: None unless they ask for it. `models_shown`: what answers, for the person at the terminal.
     """
 
-    def __init__(self, settings: Settings, data: DataDirectory, mode: DeploymentMode) -> None:
+    def __init__(
+        self, settings: Settings, data: DataDirectory, mode: DeploymentMode, cluster: Cluster | None = None
+    ) -> None:
         self._settings = settings
         self._data = data
         self._mode = mode
+        self._kubernetes = cluster
         self._secret_key = settings.secret_key.get_secret_value() if settings.secret_key else data.secret_key()
         self._instance = settings.instance or data.instance
         self._cluster = EmbeddedPostgres(data.root / "postgres")
@@ -84,6 +89,17 @@ class StackParts:
             "INSTANCE": self._instance,
             "FIRST_USER_ID": str(self._first_user_id()),
             **self._models_environment,
+            **self._kubernetes_environment(),
+        }
+
+    def _kubernetes_environment(self) -> dict[str, str]:
+        """Where the cluster is, and what its Ingresses ask of the stack's own Traefik."""
+        if self._kubernetes is None:
+            return {}
+        return {
+            "KUBECONFIG": str(self._kubernetes.kubeconfig),
+            "PREVIEW_GATEWAY": "traefik",
+            "PREVIEW_MIDDLEWARES": ",".join(MIDDLEWARES),
         }
 
     def _database_url(self) -> str:
@@ -137,6 +153,7 @@ class StackParts:
 
     def _traefik(self) -> PartSpec:
         settings = self._settings
+        old = self._kubernetes.old_traefik if self._kubernetes else None
 
         async def command() -> list[str]:
             path = write_configuration(
@@ -145,14 +162,19 @@ class StackParts:
                 mode=self._mode,
                 instance=self._instance,
                 secret_key=self._secret_key,
+                old_traefik=old is not None,
             )
-            return die_with_parent([_program("traefik"), f"--configFile={path}"])
+            return die_with_parent([str(old or _program("traefik")), f"--configFile={path}"])
 
         async def is_ready(_: int) -> bool:
             return await accepts(settings.preview_port)
 
         return PartSpec(
-            name="traefik", command=command, is_ready=is_ready, address=f"on 127.0.0.1:{settings.preview_port}"
+            name="traefik",
+            command=command,
+            is_ready=is_ready,
+            environment=self._kubernetes_environment,
+            address=f"on 127.0.0.1:{settings.preview_port}",
         )
 
     def _worker(self) -> PartSpec:

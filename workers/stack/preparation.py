@@ -25,11 +25,12 @@ _STOP_TIMEOUT_S = 40.0
 async def prepare_dev_servers(settings: Settings, mode: DeploymentMode) -> None:
     """Make the image (docker) or the templates' dependencies (local) unless they are there; progress is said.
 
-    A failure is said, too, and doesn't end the stack: all but starting a dev server works without them.
+    A failure is said, too, and doesn't end the stack: all but starting a dev server works without them. A cluster gets
+    its images itself, or had them from `make cluster`.
     """
     if mode is DeploymentMode.DOCKER:
         await _prepare_image(settings)
-    else:
+    elif mode is DeploymentMode.LOCAL:
         await _prepare_toolchain(settings)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from workers.settings import DeploymentMode, Settings
+from workers.stack.cluster import Cluster
 from workers.stack.console import say
 from workers.stack.data_directory import DataDirectory
 from workers.stack.parts import StackParts
@@ -20,11 +21,13 @@ _POLL_S = 0.1
 class Supervisor:
     """One stack in the foreground."""
 
-    def __init__(self, settings: Settings, data: DataDirectory, mode: DeploymentMode) -> None:
+    def __init__(
+        self, settings: Settings, data: DataDirectory, mode: DeploymentMode, cluster: Cluster | None = None
+    ) -> None:
         self._settings = settings
         self._data = data
         self._mode = mode
-        self._parts = StackParts(settings, data, mode)
+        self._parts = StackParts(settings, data, mode, cluster)
         self._stop = asyncio.Event()
         self._began = time.monotonic()
 

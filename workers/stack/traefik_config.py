@@ -22,18 +22,20 @@ _SERVER_AWAY = ["502", "504"]
 
 def static_config(
     *,
-    discovery: Literal["docker", "http"],
+    discovery: Literal["docker", "kubernetes", "http"],
     listen: str,
     api_url: str,
     gate_key: str,
     instance: str,
     dynamic_file: Path,
     docker_endpoint: str | None = None,
+    namespace: str | None = None,
 ) -> dict[str, Any]:
     """What Traefik is started with.
 
-    `discovery`: `docker` reads the labels of this `instance`'s containers, `http` asks the API, for dev servers
-    that are processes. `listen`: e.g. `127.0.0.1:8080`. `api_url`: the API as Traefik reaches it.
+    `discovery`: `docker` reads the labels of this `instance`'s containers, `kubernetes` its Ingresses in `namespace`
+    (of the cluster that Traefik's environment names by `KUBECONFIG`), `http` asks the API, for dev servers that are
+    processes. `listen`: e.g. `127.0.0.1:8080`. `api_url`: the API as Traefik reaches it.
     """
     providers: dict[str, Any] = {
         # Traefik gathers changes for two seconds by default: a started server would wait that long for its route.
@@ -42,6 +44,9 @@ def static_config(
     }
     if discovery == "docker":
         providers["docker"] = _docker_provider(instance, docker_endpoint)
+    elif discovery == "kubernetes":
+        # A service without a ready pod gets no route here, so the waking page answers, as for a container that is gone.
+        providers["kubernetesIngress"] = {"namespaces": [namespace], "labelSelector": f"{LABEL_INSTANCE}={instance}"}
     else:
         providers["http"] = {
             "endpoint": f"{api_url}{_ROUTING_PATH}?key={quote(gate_key)}",
@@ -70,26 +75,29 @@ def static_config(
     }
 
 
-def dynamic_config(*, preview_domain: str, api_url: str, gate_key: str) -> dict[str, Any]:
+def dynamic_config(*, preview_domain: str, api_url: str, gate_key: str, old_traefik: bool = False) -> dict[str, Any]:
     """Middlewares `preview-auth` and `preview-errors`, and the route of every preview whose server doesn't run.
 
     `api_url`: the API as Traefik reaches it. `gate_key`: what it shows there (`api.preview.gate_key`):
-    keep the file private.
+    keep the file private. `old_traefik`: for 3.0, which knows fewer words; the page in place of a server that doesn't
+    answer then has the status 502 or 504.
     """
     domain = preview_domain.replace(".", r"\.")
     query = f"key={quote(gate_key)}"
+    auth = _forward_auth(f"{api_url}{_AUTH_PATH}?{query}")
+    errors: dict[str, Any] = {
+        "status": _SERVER_AWAY,
+        "service": "preview-fallback",
+        "query": f"{_FALLBACK_PATH}?{query}",
+    }
+    if not old_traefik:
+        auth |= {"preserveLocationHeader": True, "maxResponseBodySize": 1024 * 1024}
+        errors["statusRewrites"] = dict.fromkeys(_SERVER_AWAY, 503)
     return {
         "http": {
             "middlewares": {
-                "preview-auth": {"forwardAuth": _forward_auth(f"{api_url}{_AUTH_PATH}?{query}")},
-                "preview-errors": {
-                    "errors": {
-                        "status": _SERVER_AWAY,
-                        "statusRewrites": dict.fromkeys(_SERVER_AWAY, 503),
-                        "service": "preview-fallback",
-                        "query": f"{_FALLBACK_PATH}?{query}",
-                    }
-                },
+                "preview-auth": {"forwardAuth": auth},
+                "preview-errors": {"errors": errors},
                 "preview-key": {"headers": {"customRequestHeaders": {"X-Studio-Gate": gate_key}}},
                 "preview-path": {"replacePath": {"path": _FALLBACK_PATH}},
             },
@@ -121,8 +129,6 @@ def _forward_auth(address: str) -> dict[str, Any]:
     return {
         "address": address,
         "trustForwardHeader": False,
-        "preserveLocationHeader": True,
         # Taken from the answer in place of the request's own; one that the answer lacks is taken out.
         "authResponseHeaders": ["X-Preview-User", "Cookie", "Authorization", "X-Preview-Token"],
-        "maxResponseBodySize": 1024 * 1024,
     }
