@@ -121,10 +121,13 @@ def test_one_port_for_two_is_refused(tmp_path: Path) -> None:
     assert f"PREVIEW_PORT and API_PORT are both {other['API_PORT']}" in running.output
 
 
-def test_mode_of_a_cluster_is_refused(tmp_path: Path) -> None:
-    running = RunningStack(stack_environment(tmp_path / "data") | {"DEPLOYMENT_MODE": "kubernetes"})
-    assert running.wait_end(30) == 1
-    assert running.output.startswith("DEPLOYMENT_MODE: ")
+def test_cluster_that_does_not_answer_is_refused(tmp_path: Path) -> None:
+    cluster = {"DEPLOYMENT_MODE": "kubernetes", "KUBECONFIG": str(tmp_path / "missing")}
+    running = RunningStack(stack_environment(tmp_path / "data") | cluster)
+    assert running.wait_end(60) == 1
+    assert f"no cluster answers at KUBECONFIG={tmp_path / 'missing'}" in running.output
+    assert "Traceback" not in running.output
+    assert not list((tmp_path / "data" / "run").glob("*.pid"))
 
 
 def test_weak_key_is_refused(tmp_path: Path) -> None:

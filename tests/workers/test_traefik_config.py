@@ -1,6 +1,7 @@
 """Traefik's configuration, against what it must say; tests/preview runs it."""
 
 from pathlib import Path
+from typing import Any
 
 from workers.stack.traefik_config import dynamic_config, static_config
 from workflows.contracts.names import LABEL_INSTANCE
@@ -45,6 +46,39 @@ def test_the_static_configuration_for_processes_polls_the_api() -> None:
     )
     assert config["providers"]["http"]["endpoint"] == "http://127.0.0.1:8000/internal/traefik/config?key=key"
     assert "docker" not in config["providers"]
+
+
+def test_the_static_configuration_of_a_cluster_sees_one_installation_in_one_namespace() -> None:
+    config = static_config(
+        discovery="kubernetes",
+        listen="127.0.0.1:8080",
+        api_url="http://127.0.0.1:8000",
+        gate_key="key",
+        instance="studio",
+        dynamic_file=Path("/data/dynamic.yml"),
+        namespace="studio-projects",
+    )
+    assert config["providers"]["kubernetesIngress"] == {
+        "namespaces": ["studio-projects"],
+        "labelSelector": f"{LABEL_INSTANCE}=studio",
+    }
+    assert not {"docker", "http"} & set(config["providers"])
+
+
+def test_an_old_traefik_is_told_nothing_that_it_does_not_know() -> None:
+    def middlewares(*, old: bool) -> dict[str, Any]:
+        config = dynamic_config(
+            preview_domain="localhost", api_url="http://127.0.0.1:8000", gate_key="key", old_traefik=old
+        )
+        made: dict[str, Any] = config["http"]["middlewares"]
+        return made
+
+    old, new = middlewares(old=True), middlewares(old=False)
+    assert set(new["preview-auth"]["forwardAuth"]) - set(old["preview-auth"]["forwardAuth"]) == {
+        "preserveLocationHeader",
+        "maxResponseBodySize",
+    }
+    assert set(new["preview-errors"]["errors"]) - set(old["preview-errors"]["errors"]) == {"statusRewrites"}
 
 
 def test_the_dynamic_configuration_asks_before_every_request() -> None:
