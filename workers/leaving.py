@@ -1,6 +1,8 @@
 """How a worker of one build comes and goes while another build takes over: nothing that began on it is left behind."""
 
 import asyncio
+import itertools
+import time
 
 import structlog
 from temporalio.service import RPCError, RPCStatusCode
@@ -10,8 +12,10 @@ from workers.deployment import RunningWorkflow, WorkerDeployment
 log = structlog.get_logger("worker")
 
 _LOOK_S = 2.0
+_LONGEST_SLEEP_S = 60.0
+_LOOKS_A_ROUND = 10
 _UNKNOWN_LOOKS = 5
-"""So often in a row Temporal may not answer a leaving worker; then it goes, and those who stay do the rest."""
+"""So often Temporal may not answer a leaving worker; then it goes, and those who stay do the rest."""
 _EMPTY_LOOKS = 3
 """Lists of workflows are a second late: one that has just begun isn't seen by the first look."""
 _WAKEABLE = frozenset({"DevServer", "AgentTask"})
@@ -41,36 +45,65 @@ async def await_handover(deployment: WorkerDeployment, build_id: str, limit_s: f
     """Return when nothing runs on this build any more, or it is the current one still, or after `limit_s`.
 
     A worker that goes while its build is current has successors of its own kind, so it needn't wait. What sleeps is
-    woken once, so that it hands over to the current build.
+    woken, so that it hands over to the current build.
     """
-    woken: set[str] = set()
-    unknown = empty = 0
+    if not await _is_superseded(deployment, build_id):
+        return
     try:
         async with asyncio.timeout(limit_s):
-            while unknown < _UNKNOWN_LOOKS and empty < _EMPTY_LOOKS:
-                try:
-                    if await deployment.current() in {build_id, None}:
-                        return
-                    left = await deployment.running(build_id)
-                    await _wake(deployment, [each for each in left if each.run_id not in woken])
-                except RPCError as error:
-                    unknown += 1
-                    log.warning("worker.temporal_away", reason=str(error)[:200])
-                else:
-                    woken.update(each.run_id for each in left)
-                    unknown, empty = 0, 0 if left else empty + 1
-                    log.info("worker.handing_over", build=build_id, left=len(left))
-                await asyncio.sleep(_LOOK_S)
+            await _hand_over(deployment, build_id)
     except TimeoutError:
         log.warning("worker.left_work_behind", build=build_id, limit_s=limit_s)
 
 
-async def _wake(deployment: WorkerDeployment, workflows: list[RunningWorkflow]) -> None:
-    for each in workflows:
-        if each.type not in _WAKEABLE:
-            continue
+async def _is_superseded(deployment: WorkerDeployment, build_id: str) -> bool:
+    """Whether another build is the current one; False where Temporal doesn't tell in time."""
+    for _ in range(_UNKNOWN_LOOKS):
         try:
-            await deployment.handle(each).signal("look")
+            return await deployment.current() not in {build_id, None}
+        except RPCError as error:
+            log.warning("worker.temporal_away", reason=str(error)[:200])
+        await asyncio.sleep(_LOOK_S)
+    return False
+
+
+async def _hand_over(deployment: WorkerDeployment, build_id: str) -> None:
+    waking = _Waking(deployment)
+    empty = 0
+    for look in itertools.count():
+        try:
+            if look % _LOOKS_A_ROUND == 0 and await deployment.current() == build_id:
+                return  # the operator has gone back to it
+            left = await deployment.running(build_id)
+            await waking.wake(left)
+        except RPCError as error:
+            log.warning("worker.temporal_away", reason=str(error)[:200])
+        else:
+            log.info("worker.handing_over", build=build_id, left=len(left))
+            empty = 0 if left else empty + 1
+            if empty == _EMPTY_LOOKS:
+                return
+        await asyncio.sleep(_LOOK_S)
+
+
+class _Waking:
+    """Sends `look` to what sleeps, more and more seldom: at first the server itself may not know of the new build."""
+
+    def __init__(self, deployment: WorkerDeployment) -> None:
+        self._deployment = deployment
+        self._due: dict[str, tuple[float, float]] = {}  # run id: when, and how long after that
+
+    async def wake(self, workflows: list[RunningWorkflow]) -> None:
+        now = time.monotonic()
+        for each in workflows:
+            due, pause = self._due.get(each.run_id, (now, _LOOK_S))
+            if each.type in _WAKEABLE and due <= now:
+                self._due[each.run_id] = (now + pause, min(2 * pause, _LONGEST_SLEEP_S))
+                await self._look(each)
+
+    async def _look(self, workflow: RunningWorkflow) -> None:
+        try:
+            await self._deployment.handle(workflow).signal("look")
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:  # it has ended meanwhile
                 raise
@@ -78,7 +111,7 @@ async def _wake(deployment: WorkerDeployment, workflows: list[RunningWorkflow]) 
 
 async def _pause(stop: asyncio.Event) -> None:
     try:
-        async with asyncio.timeout(_LOOK_S / 2):
+        async with asyncio.timeout(_LOOK_S):
             await stop.wait()
     except TimeoutError:
         return
