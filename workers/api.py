@@ -82,7 +82,9 @@ def main() -> None:
         port=settings.api_port,
         log_config=None,  # ours; and no access log, since it would hold query strings and with them tickets
         access_log=False,
-        proxy_headers=False,  # nobody may choose their own address; the request log and the throttle rely on it
+        # Nobody else may choose their own address: the request log and the throttle rely on it.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
         ws_max_size=1024 * 1024,

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     preview_domain: str = "localhost"
     preview_scheme: str = Field("http", pattern="^https?$")
     cors_origins: WordList = ()
+    trusted_proxies: WordList = ()
 
     # Language models.
     litellm: bool = False
@@ -97,6 +98,7 @@ class Settings(BaseSettings):
     devserver_image: str = "studio-devserver:latest"
     docker_host: str = "unix:///var/run/docker.sock"
     engine_projects_root: str | None = None
+    engine_relay: Path | None = None
     network_pool: str = "10.202.0.0/16"
     egress_allow: WordList = ()
     project_disk_mb: int = Field(2048, ge=1)
@@ -135,7 +137,13 @@ class Settings(BaseSettings):
     log_level: LogLevel = LogLevel.INFO
 
     @field_validator(
-        "secret_key_previous", "cors_origins", "egress_allow", "preview_middlewares", "node_selector", mode="before"
+        "secret_key_previous",
+        "cors_origins",
+        "trusted_proxies",
+        "egress_allow",
+        "preview_middlewares",
+        "node_selector",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:  # noqa: ANN401 -- a validator sees what the environment or a caller gives

@@ -37,6 +37,7 @@ from activities.reconcile import Reconciliation
 from api.log import configure_logging
 from workers.agent_tasks import open_agent_tasks
 from workers.deployment import WorkerDeployment, deployment_config
+from workers.engine_relay import engine_relays
 from workers.leaving import await_handover, await_release
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import template_folders
@@ -73,7 +74,7 @@ async def run(settings: ServiceSettings, stop: asyncio.Event) -> None:
     A worker with a build id is ready once its build is the current one, and leaves when nothing runs on it.
     """
     _forget(settings.ready_file)  # of a process before this one, in the same container
-    async with open_foundation(settings) as foundation:
+    async with engine_relays(settings), open_foundation(settings) as foundation:
         client = await connect(settings, stop)
         if client is None:
             return

@@ -18,6 +18,7 @@ from activities.errors import (
     SpecInvalidError,
 )
 
+FORBIDDEN = 403
 NOT_FOUND = 404
 CONFLICT = 409
 NOT_MODIFIED = 304

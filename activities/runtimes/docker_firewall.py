@@ -16,9 +16,10 @@ from typing import Any, Final
 import psutil
 import structlog
 from aiodocker import Docker
+from aiodocker.exceptions import DockerError
 
 from activities.errors import RuntimeFault, RuntimeUnavailableError
-from activities.runtimes.docker_faults import faults
+from activities.runtimes.docker_faults import FORBIDDEN, faults
 
 _PRIVATE: Final = (
     "0.0.0.0/8",
@@ -35,6 +36,10 @@ _TIMEOUT_S: Final = 20.0
 _log = structlog.get_logger(__name__)
 
 
+class _AnothersError(Exception):
+    """This process may not."""
+
+
 class Firewall:
     """Keeps the host's rules as they must be; idempotent, and safe from two processes at once."""
 
@@ -45,12 +50,16 @@ class Firewall:
         self.state: str = "unknown"
 
     async def ensure(self) -> None:
-        """Put the rules in place. `state` then tells `full`, or `partial: …` with the reason."""
+        """Put the rules in place. `state` then tells `full`, `partial: …` with the reason, or `another's` where the way to
+        the engine is one to look and not to make: who has another one keeps the rules.
+        """
         try:
             if os.geteuid() == 0 and shutil.which("iptables") and await self._on_the_host():
                 await self._run_here()
             else:
                 await self._run_in_container()
+        except _AnothersError:
+            self.state = "another's"
         except (RuntimeFault, OSError) as error:
             if not self.state.startswith("partial"):
                 _log.warning("containers can reach the host's own networks", reason=str(error))
@@ -92,7 +101,12 @@ class Firewall:
 
     async def _run_in_container(self) -> None:
         with faults():
-            container = await self._docker.containers.create(one_shot_config(self._image, self._script))
+            try:
+                container = await self._docker.containers.create(one_shot_config(self._image, self._script))
+            except DockerError as error:
+                if error.status == FORBIDDEN:
+                    raise _AnothersError from error
+                raise
             try:
                 await container.start()
                 async with asyncio.timeout(_TIMEOUT_S):
