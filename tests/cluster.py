@@ -1,13 +1,11 @@
 """The cluster that tests marked `kubernetes` run on: the one of KUBECONFIG, else the one that `make cluster` made."""
 
-import os
-import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTBED = Path(os.environ.get("TESTBED_DIR", Path.home() / ".cache" / "studio-testbed"))
 
 
 @cache
@@ -21,9 +19,8 @@ def kubeconfig() -> Path:
 
 def kubectl(*words: str, text: str | None = None, timeout_s: float = 60.0) -> str:
     """What it prints; `text` goes to its input. Raises `CalledProcessError` that has what it says is wrong."""
-    program = shutil.which("kubectl") or str(TESTBED / "kube" / "bin" / "kubectl")
     done = subprocess.run(
-        [program, "--kubeconfig", str(kubeconfig()), *words],
+        [Path(sys.executable).with_name("kubectl"), "--kubeconfig", str(kubeconfig()), *words],
         input=text, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
     if done.returncode != 0:
@@ -35,6 +32,6 @@ def kubectl(*words: str, text: str | None = None, timeout_s: float = 60.0) -> st
 def missing_cluster() -> str | None:
     try:
         kubectl("get", "--raw", "/readyz", timeout_s=10)
-    except (LookupError, FileNotFoundError, subprocess.SubprocessError) as error:
+    except (LookupError, subprocess.SubprocessError) as error:
         return f"no cluster answers: {error}"
     return None
