@@ -50,8 +50,9 @@ class Firewall:
         self.state: str = "unknown"
 
     async def ensure(self) -> None:
-        """Put the rules in place. `state` then tells `full`, `partial: …` with the reason, or `another's` where the way to
-        the engine is one to look and not to make: who has another one keeps the rules.
+        """Put the rules in place. `state` then tells `full`, or `partial: …` with the reason.
+
+        Or `another's`, where the way to the engine is one to look and not to make: who has another one keeps the rules.
         """
         try:
             if os.geteuid() == 0 and shutil.which("iptables") and await self._on_the_host():
