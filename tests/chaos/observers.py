@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from docker.models.containers import Container
+from kubernetes.client import AppsV1Api, CoreV1Api, NetworkingV1Api
+from kubernetes.config import new_client_from_config
 
 import docker
 from workflows.contracts.names import LABEL_INSTANCE, LABEL_PROJECT, LABEL_USER
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,53 @@ class Machine:
             return [each for each in supervisor.children(recursive=True) if "http.server" in each.cmdline()]
         except (FileNotFoundError, psutil.NoSuchProcess, ValueError):
             return []
+
+
+class Cluster:
+    """A namespace of a cluster, asked by the synchronous client, whose node runs its containers on the local engine."""
+
+    def __init__(self, kubeconfig: str, namespace: str) -> None:
+        self._namespace = namespace
+        self._api = new_client_from_config(kubeconfig)
+        self._engine = docker.from_env(timeout=30)
+
+    def servers(self, user_id: int, project_id: int | None = None) -> list[SeenServer]:
+        return [_seen(pod) for pod in self._pods(user_id, project_id)]
+
+    def leftovers(self, user_id: int) -> list[str]:
+        labels = f"{LABEL_USER}={user_id}"
+        apps, core, net = AppsV1Api(self._api), CoreV1Api(self._api), NetworkingV1Api(self._api)
+        lists = (
+            apps.list_namespaced_deployment,
+            core.list_namespaced_service,
+            net.list_namespaced_ingress,
+        )
+        found = [self._plain(each(self._namespace, label_selector=labels)) for each in lists]
+        return [item["metadata"]["name"] for items in found for item in items]
+
+    def crash(self, user_id: int, project_id: int) -> None:
+        [pod] = self._pods(user_id, project_id)
+        labels = [f"io.kubernetes.pod.uid={pod['metadata']['uid']}", "io.kubernetes.docker.type=container"]
+        [container] = self._engine.containers.list(filters={"label": labels})
+        container.kill()
+
+    def close(self) -> None:
+        """Give connections back; the namespace goes with all that is in it."""
+        self._api.close()
+        self._engine.close()
+
+    def _pods(self, user_id: int, project_id: int | None) -> list[Json]:
+        labels = f"{LABEL_USER}={user_id}" + ("" if project_id is None else f",{LABEL_PROJECT}={project_id}")
+        pods = self._plain(CoreV1Api(self._api).list_namespaced_pod(self._namespace, label_selector=labels))
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def _plain(self, found: object) -> list[Json]:
+        items: list[Json] = self._api.sanitize_for_serialization(found)["items"]
+        return items
+
+
+def _seen(pod: Json) -> SeenServer:
+    """A container that the node has started anew is parked: its server has ended."""
+    statuses = pod["status"].get("containerStatuses") or []
+    running = statuses[0]["state"].get("running") if statuses and not statuses[0]["restartCount"] else None
+    return SeenServer(pod["metadata"]["uid"], "running" if running else "other", str(running and running["startedAt"]))

@@ -1,10 +1,11 @@
-"""The same promises where dev servers are processes of this machine."""
+"""The same promises where dev servers are processes of this machine, or pods of a cluster."""
 
 import asyncio
 import logging
 import random
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from uuid import uuid4
 
 import pytest
@@ -21,10 +22,11 @@ from tests.chaos.checks import (
     until_gone,
 )
 from tests.chaos.killing import SEED, Killer
-from tests.chaos.observers import Machine
+from tests.chaos.observers import Cluster, Machine, Observer
 from tests.chaos.tasks import begin, check_worked_once, commands
 from tests.chaos.watchers import SseWatcher, TaskWatcher, check_same, following, whole_log
 from tests.chaos.world import Person, World, program, states, until, world_of
+from tests.namespaces import own_namespace
 from tests.workers.stacks import stack_environment
 
 log = logging.getLogger(__name__)
@@ -32,21 +34,25 @@ log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 READY_S = 240
-"""It installs the templates' packages first."""
+"""Local mode installs the templates' packages first."""
 
 
-@pytest.fixture(scope="module")
-def local_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    data = tmp_path_factory.mktemp("chaos-local") / "data"
-    environment = stack_environment(data) | {"DEPLOYMENT_MODE": "local"}
-    with world_of(environment, lambda _: Machine(data), ready_s=READY_S) as made:
-        yield made
+@pytest.fixture(scope="module", params=["local", pytest.param("kubernetes", marks=pytest.mark.kubernetes)])
+def other_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    data = tmp_path_factory.mktemp(f"chaos-{request.param}") / "data"
+    with ExitStack() as stack:
+        observer: Observer = Machine(data)
+        settings = {"DEPLOYMENT_MODE": "local"}
+        if request.param == "kubernetes":
+            settings = stack.enter_context(own_namespace(data))
+            observer = Cluster(settings["KUBECONFIG"], settings["KUBERNETES_NAMESPACE"])
+        yield stack.enter_context(world_of(stack_environment(data) | settings, lambda _: observer, ready_s=READY_S))
 
 
 @pytest.fixture
-def world(local_world: World) -> World:
-    local_world.stack.wait_answering(60)
-    return local_world
+def world(other_world: World) -> World:
+    other_world.stack.wait_answering(60)
+    return other_world
 
 
 async def test_a_killed_worker_leaves_its_work_to_its_successor(world: World, ann: Person) -> None:
