@@ -1,7 +1,6 @@
 """What API and worker both stand on, built from the settings in one place."""
 
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pydantic import SecretStr
 from activities.files.store import DiskFileStore
 from activities.language_models.open import ModelSettings, open_language_model
 from activities.ports import FileStore, LanguageModel, ModelKeys, ResourceLimits, Runtime
-from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
+from activities.runtimes.open import KubernetesOptions, RuntimeMode, RuntimeSettings, open_runtime
 from storage.engine import Database
 from storage.migrate import migrate
 from storage.secret_box import SecretBox
@@ -69,13 +68,9 @@ async def open_foundation(settings: ServiceSettings) -> AsyncIterator[Foundation
 
 
 def runtime_settings(settings: ServiceSettings) -> RuntimeSettings:
-    """What the driver of the chosen mode is told. Ends the process for a mode that has no driver yet."""
-    try:
-        mode = RuntimeMode(settings.deployment_mode)
-    except ValueError:
-        sys.exit(f"DEPLOYMENT_MODE: there is no driver for `{settings.deployment_mode}` yet. Use docker or local.")
+    """What the driver of the chosen mode is told."""
     return RuntimeSettings(
-        mode=mode,
+        mode=RuntimeMode(settings.deployment_mode),
         instance=settings.instance,
         data_dir=settings.data_dir.absolute(),
         projects_root=settings.files_root,
@@ -86,7 +81,25 @@ def runtime_settings(settings: ServiceSettings) -> RuntimeSettings:
         engine_projects_root=settings.engine_projects_root,
         egress_allow=settings.egress_allow,
         toolchain=settings.data_dir.absolute() / "toolchain",
+        kubeconfig=settings.kubeconfig,
+        kubernetes=KubernetesOptions(
+            namespace=settings.kubernetes_namespace,
+            volume_claim=settings.kubernetes_volume_claim,
+            ingress_class=settings.ingress_class,
+            gateway=settings.preview_gateway,
+            middlewares=settings.preview_middlewares or KubernetesOptions.middlewares,
+            auth_url=settings.preview_auth_url,
+            tls_secret=settings.preview_tls_secret,
+            cert_issuer=settings.preview_cert_issuer,
+            runtime_class=settings.runtime_class,
+            node_selector=dict(_pair(entry) for entry in settings.node_selector),
+        ),
     )
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    label, _, value = entry.partition("=")
+    return label, value
 
 
 def model_settings(settings: ServiceSettings) -> ModelSettings:

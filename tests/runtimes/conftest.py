@@ -1,5 +1,6 @@
-"""Drivers on real parts: a Docker engine with an image, or processes of this machine."""
+"""Drivers on real parts: a Docker engine with an image, a cluster on it, or processes of this machine."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -7,13 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 import docker
 from activities.ports import DevServerSpec, ResourceLimits, Runtime
-from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
+from activities.runtimes.open import KubernetesOptions, RuntimeMode, RuntimeSettings, open_runtime
+from tests.namespaces import own_namespace
 from workflows.contracts.names import ProjectRef, project_subpath
 
 REAL_IMAGE = "studio-devserver:latest"
@@ -39,6 +42,17 @@ def image(engine: docker.DockerClient) -> str:
     script = f"mmdebstrap --variant=essential --include=python3,procps bookworm | docker import - {TESTBED_IMAGE}"
     subprocess.run(["bash", "-o", "pipefail", "-c", script], check=True, timeout=240, capture_output=True)
     return TESTBED_IMAGE
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Settings of a namespace of this session's own in the cluster, its volume a folder of this machine."""
+    with own_namespace(tmp_path_factory.mktemp("cluster") / "data") as settings:
+        yield {
+            "kubeconfig": Path(settings["KUBECONFIG"]),
+            "projects_root": Path(settings["PROJECTS_ROOT"]),
+            "kubernetes": KubernetesOptions(namespace=settings["KUBERNETES_NAMESPACE"]),
+        }
 
 
 @dataclass
@@ -79,7 +93,13 @@ def spec_of(ref: ProjectRef, command: str = SERVE, **changes: object) -> DevServ
     return DevServerSpec(**{**values, **changes})  # type: ignore[arg-type]  # a test names only what it changes
 
 
-@pytest.fixture(params=[pytest.param("docker", marks=pytest.mark.docker), "local"])
+@pytest.fixture(
+    params=[
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("kubernetes", marks=pytest.mark.kubernetes),
+        "local",
+    ]
+)
 def mode(request: pytest.FixtureRequest) -> RuntimeMode:
     """Each driver in turn."""
     return RuntimeMode(request.param)
@@ -88,7 +108,7 @@ def mode(request: pytest.FixtureRequest) -> RuntimeMode:
 @pytest.fixture
 async def house(mode: RuntimeMode, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[House]:
     """An installation of its own, that leaves nothing behind."""
-    image = request.getfixturevalue("image") if mode is RuntimeMode.DOCKER else "none"
+    image = "none" if mode is RuntimeMode.LOCAL else request.getfixturevalue("image")
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)
@@ -99,6 +119,8 @@ async def house(mode: RuntimeMode, request: pytest.FixtureRequest, tmp_path: Pat
         projects_root=tmp_path / "projects",
         image=image,
     )
+    if mode is RuntimeMode.KUBERNETES:
+        settings = dataclasses.replace(settings, **request.getfixturevalue("cluster"))
     async with AsyncExitStack() as stack:
         made = House(settings, stack)
         yield made

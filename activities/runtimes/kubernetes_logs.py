@@ -1,0 +1,171 @@
+"""A dev server's output: from its pod, and once there is no pod from what was kept of it.
+
+A pod takes its log along when it goes. So a stop keeps the end of it beside the user's projects, where no container
+can reach: `users/{u}/logs/{p}.log`.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from activities.errors import ContainerMissingError, RuntimeFault
+from activities.ports import ContainerState
+from activities.runtimes.kubernetes_client import Cluster, Object
+from activities.runtimes.kubernetes_faults import RefusedError, faults
+from activities.runtimes.kubernetes_objects import ProjectObjects
+from activities.runtimes.kubernetes_spec import CONTAINER_NAME
+from activities.runtimes.kubernetes_status import View, container_of, name_of, to_status, uid_of
+from workflows.contracts.names import ProjectRef, user_subpath
+
+_KEPT_LINES: Final = 10_000
+_KEPT_BYTES: Final = 1024 * 1024
+_KEEPING_S: Final = 5.0
+_POLL_S: Final = 0.25
+_SETTLING_S: Final = 4.0
+"""The end of a log is seen before the end of its container is."""
+_COMING_S: Final = 60.0
+"""How long a follower waits for a pod that is on its way."""
+_BAD_REQUEST: Final = 400  # the container hasn't begun, or the node has its log no more
+_NOT_FOUND: Final = 404
+
+
+class Logs:
+    """Reads logs, and keeps their ends. Raises `RuntimeFault`s."""
+
+    def __init__(self, cluster: Cluster, objects: ProjectObjects, projects_root: Path) -> None:
+        self._cluster = cluster
+        self._objects = objects
+        self._root = projects_root
+
+    async def read(self, ref: ProjectRef, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
+        """See `Runtime.logs`. A follower whose connection breaks off may get the last second's lines twice; a pod that
+        takes another's place is followed from its first line.
+        """
+        view = await self._objects.look(ref)
+        if view.deployment is None:
+            raise ContainerMissingError("This project has no container yet.")
+        if follow and _state(view) is not ContainerState.EXITED:
+            pieces = self._followed(ref, view, tail)
+        else:
+            pieces = self._once(ref, view, tail)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def keep(self, ref: ProjectRef) -> None:
+        """Keep the end of the log of a pod that is about to go. One that can't be had is no reason not to stop."""
+        text = bytearray()
+        with contextlib.suppress(RuntimeFault, TimeoutError, OSError):
+            view = await self._objects.look(ref)
+            if view.pod is None or not _has_run(view.pod):
+                return
+            async with asyncio.timeout(_KEEPING_S), contextlib.aclosing(self._once(ref, view, _KEPT_LINES)) as pieces:
+                async for piece in pieces:
+                    text += piece
+                    del text[:-_KEPT_BYTES]
+            await asyncio.to_thread(self._write, ref, bytes(text))
+
+    async def forget(self, ref: ProjectRef) -> None:
+        """Remove what was kept."""
+        await asyncio.to_thread(self._kept(ref).unlink, missing_ok=True)
+
+    async def _once(self, ref: ProjectRef, view: View, tail: int) -> AsyncGenerator[bytes, None]:
+        """What there is now."""
+        pod = view.pod
+        if pod is None or not _has_run(pod):
+            if kept := await asyncio.to_thread(self._read, ref, tail):
+                yield kept
+            return
+        empty = True
+        async for piece in self._pieces(pod, [("tailLines", str(tail))]):
+            empty = False
+            yield piece
+        if empty and not _has_parked(pod):  # perhaps because it ended, and parked, a moment before
+            pod = (await self._objects.look(ref)).pod
+            if pod is not None and _has_parked(pod):
+                async for piece in self._pieces(pod, [("tailLines", str(tail))]):
+                    yield piece
+
+    async def _followed(self, ref: ProjectRef, view: View, tail: int) -> AsyncGenerator[bytes, None]:
+        """What there is and what comes, until the server has ended."""
+        followed = ""
+        query = [("tailLines", str(tail))]
+        deadline = time.monotonic() + _COMING_S
+        while time.monotonic() < deadline:
+            pod, state = view.pod, _state(view)
+            if pod is not None and state is ContainerState.RUNNING:
+                if followed and followed != uid_of(pod):
+                    query = []
+                followed, heard_at = uid_of(pod), time.monotonic()
+                async for piece in self._pieces(pod, query, follow=True):
+                    heard_at = time.monotonic()
+                    yield piece
+                view = await self._settled(ref)
+                query = [("sinceSeconds", str(math.ceil(time.monotonic() - heard_at) + 1))]
+                deadline = time.monotonic() + _COMING_S
+            elif state is ContainerState.CREATED:
+                await asyncio.sleep(_POLL_S)
+                view = await self._objects.look(ref)
+            else:
+                break
+        if not followed:
+            async for piece in self._once(ref, view, tail):
+                yield piece
+
+    async def _settled(self, ref: ProjectRef) -> View:
+        """The project after the end of its log: in a moment it is known to have ended, or only the connection has."""
+        deadline = time.monotonic() + _SETTLING_S
+        while True:
+            view = await self._objects.look(ref)
+            if _state(view) is not ContainerState.RUNNING or time.monotonic() > deadline:
+                return view
+            await asyncio.sleep(_POLL_S)
+
+    async def _pieces(
+        self, pod: Object, query: Sequence[tuple[str, str]], *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        asked = [("container", CONTAINER_NAME), ("previous", "true" if _has_parked(pod) else "false"), *query]
+        with faults():
+            try:
+                async for piece in self._cluster.log(name_of(pod), asked, follow=follow):
+                    yield piece
+            except RefusedError as error:
+                if error.status not in {_BAD_REQUEST, _NOT_FOUND}:
+                    raise
+
+    def _kept(self, ref: ProjectRef) -> Path:
+        return self._root / user_subpath(ref.user_id) / "logs" / f"{ref.project_id}.log"
+
+    def _write(self, ref: ProjectRef, text: bytes) -> None:
+        path = self._kept(ref)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}")
+        temporary.write_bytes(text)
+        temporary.rename(path)
+
+    def _read(self, ref: ProjectRef, tail: int) -> bytes:
+        try:
+            lines = self._kept(ref).read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return b""
+        return b"".join(lines[-tail:] if tail else [])
+
+
+def _state(view: View) -> ContainerState | None:
+    status = to_status(view)
+    return None if status is None else status.state
+
+
+def _has_run(pod: Object) -> bool:
+    container = container_of(pod)
+    state = container.get("state") or {}
+    return bool(container.get("restartCount")) or "running" in state or "terminated" in state
+
+
+def _has_parked(pod: Object) -> bool:
+    return bool(container_of(pod).get("restartCount"))
