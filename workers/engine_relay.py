@@ -103,6 +103,7 @@ class EngineRelay:
             for task in self._serving:
                 task.cancel()
             await asyncio.gather(*self._serving, return_exceptions=True)
+            await asyncio.sleep(0)  # what they closed is closed at the loop's next turn
 
     def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
         if len(self._serving) >= _MAX_CONNECTIONS:

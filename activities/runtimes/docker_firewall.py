@@ -33,6 +33,7 @@ _PRIVATE: Final = (
     "224.0.0.0/4",
 )
 _TIMEOUT_S: Final = 20.0
+_ANOTHERS: Final = "another's"
 _log = structlog.get_logger(__name__)
 
 
@@ -54,13 +55,15 @@ class Firewall:
 
         Or `another's`, where the way to the engine is one to look and not to make: who has another one keeps the rules.
         """
+        if self.state == _ANOTHERS:
+            return
         try:
             if os.geteuid() == 0 and shutil.which("iptables") and await self._on_the_host():
                 await self._run_here()
             else:
                 await self._run_in_container()
         except _AnothersError:
-            self.state = "another's"
+            self.state = _ANOTHERS
         except (RuntimeFault, OSError) as error:
             if not self.state.startswith("partial"):
                 _log.warning("containers can reach the host's own networks", reason=str(error))

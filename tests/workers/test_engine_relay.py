@@ -161,6 +161,7 @@ async def test_a_connection_carries_one_request(tmp_path: Path, instance: str, o
         async with asyncio.timeout(30):
             answer = await reader.read()
         writer.close()
+        await writer.wait_closed()
         assert answer.startswith(b"HTTP/1.1 404")
         assert answer.count(b"HTTP/1.1") == 1
         ours.reload()

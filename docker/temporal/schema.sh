@@ -1,0 +1,13 @@
+#!/bin/sh
+# Bring Temporal's two databases to this release's tables. Run again it changes nothing; a new release's tables are added.
+set -eu
+
+lay() {
+  temporal-sql-tool --db "$1" create
+  # Refused where it was done before: the update below tells whether the tables are in order.
+  temporal-sql-tool --db "$1" setup-schema -v 0.0 || true
+  temporal-sql-tool --db "$1" update-schema -d "/etc/temporal/schema/postgresql/v12/$2/versioned"
+}
+
+lay temporal temporal
+lay temporal_visibility visibility
