@@ -1,9 +1,7 @@
 """How an ingress controller learns what stands before a preview: annotations on the project's Ingress."""
 
 from typing import Literal
-
-FALLBACK_SERVICE = "studio-preview-fallback"
-"""Service in the projects' namespace that nginx shows where no server answers; `k8s/projects` makes it."""
+from urllib.parse import urlencode
 
 _TRAEFIK = "traefik.ingress.kubernetes.io"
 _NGINX = "nginx.ingress.kubernetes.io"
@@ -16,21 +14,27 @@ _NO_BOUND_S = "86400"
 
 
 def ingress_annotations(
-    gateway: Literal["traefik", "nginx"], middlewares: tuple[str, ...], auth_url: str | None, *, encrypted: bool
+    gateway: Literal["traefik", "nginx"],
+    host: str,
+    middlewares: tuple[str, ...],
+    auth_url: str | None,
+    *,
+    encrypted: bool,
 ) -> dict[str, str]:
-    """Annotations that put the gate before the server, and the waking page where there is none.
+    """Annotations that put the gate before the server of `host`. A server that is asleep is woken by it.
 
-    Traefik's `middlewares` hold both. Raises `ValueError` when the gate is missing: a preview is never open to all.
+    Traefik's `middlewares` hold the waking page, too; nginx answers 503 meanwhile. Raises `ValueError` when the gate is
+    missing: a preview is never open to all.
     """
     if gateway == "traefik":
         return _traefik(middlewares, encrypted=encrypted)
     if not auth_url:
         raise ValueError("nginx needs the address where it asks who gets in: PREVIEW_AUTH_URL.")
     return {
-        f"{_NGINX}/auth-url": auth_url,
+        # Which preview it is about, the visitor doesn't say: nginx can be made to tell of another one.
+        f"{_NGINX}/auth-url": f"{auth_url}{'&' if '?' in auth_url else '?'}{urlencode({'host': host})}",
         f"{_NGINX}/auth-response-headers": _PASSED_ON,
-        f"{_NGINX}/custom-http-errors": "502,504",
-        f"{_NGINX}/default-backend": FALLBACK_SERVICE,
+        f"{_NGINX}/auth-always-set-cookie": "true",
         f"{_NGINX}/proxy-body-size": "0",
         f"{_NGINX}/proxy-buffering": "off",
         f"{_NGINX}/proxy-request-buffering": "off",

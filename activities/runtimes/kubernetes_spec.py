@@ -160,7 +160,7 @@ def ingress(spec: DevServerSpec, settings: KubernetesContainerSettings) -> dict[
     host = preview_host(spec.ref, settings.preview_domain).lower()
     secret = settings.tls_secret or (f"{name}-tls" if settings.cert_issuer else None)
     annotations = ingress_annotations(
-        settings.gateway, settings.middlewares, settings.auth_url, encrypted=secret is not None
+        settings.gateway, host, settings.middlewares, settings.auth_url, encrypted=secret is not None
     )
     if settings.cert_issuer and not settings.tls_secret:
         annotations["cert-manager.io/cluster-issuer"] = settings.cert_issuer

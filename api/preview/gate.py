@@ -80,10 +80,29 @@ class PreviewGate:
         self.activity.note(visit.ref.project_id)
         return self._pass_on(visit)
 
-    async def _redeem(self, visit: Visit, token: str) -> Response:
+    async def check_in_place(self, visit: Visit) -> Response:
+        """As `check`, for nginx, which passes on neither a redirect nor a second cookie.
+
+        A token that is good answers 200 with the cookie, and stays in the address, spent: the cookie opens that again.
+        """
+        token = token_in(visit.uri)
+        redeemed = token is not None and not visit.is_websocket and await self._spend(visit, token)
+        if not redeemed:
+            await self._admit(visit)
+        self.activity.note(visit.ref.project_id)
+        response = self._pass_on(visit)
+        if redeemed:
+            session_cookie, frame_cookie = self._cookies.issue(visit.ref)
+            response.headers["set-cookie"] = frame_cookie if self._scheme == "https" else session_cookie
+        return response
+
+    async def _spend(self, visit: Visit, token: str) -> bool:
         async with self._database.reading() as session:
-            if not await previews.spend_token(session, token, visit.ref):
-                raise UnauthenticatedError("This link was used already, has expired, or is another project's.")
+            return await previews.spend_token(session, token, visit.ref)
+
+    async def _redeem(self, visit: Visit, token: str) -> Response:
+        if not await self._spend(visit, token):
+            raise UnauthenticatedError("This link was used already, has expired, or is another project's.")
         # Absolute, with a host that was checked: a path like `//elsewhere/` must not lead there.
         address = f"{self._scheme}://{visit.host}{without_token(visit.uri)}"
         response = Response(None, 302, headers={"location": address, **_NO_STORE})

@@ -4,6 +4,7 @@ import hmac
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, WebSocket
 from fastapi.requests import HTTPConnection
@@ -18,7 +19,7 @@ from api.preview.waking import answer_in_place, as_problem
 from api.projects.dependencies import OwnedProject
 from api.services import ApiConfig, ServicesDep
 from storage import previews
-from workflows.contracts.errors import NotFoundError, StudioError, UnauthenticatedError, UnavailableError
+from workflows.contracts.errors import DeniedError, NotFoundError, StudioError, UnauthenticatedError, UnavailableError
 
 TOKEN_LIFETIME_S = 15 * 60
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -73,6 +74,29 @@ async def forward_auth(request: Request, gate: Gate, services: ServicesDep) -> R
         return await gate.check(gate.visit(host, uri, request.headers))
     except StudioError as error:
         return _refusal(services.config, request, error)
+
+
+@router.get("/internal/preview/nginx", include_in_schema=False)
+async def nginx_auth(request: Request, host: str, gate: Gate, services: ServicesDep) -> Response:
+    """Nginx's question before every request; see `PreviewGate.check_in_place`. A page's request wakes the server.
+
+    `host`: the preview that it is about, written into its own Ingress. What the visitor names as such must be the same,
+    and isn't enough: nginx routes a request line with an address by that, and tells us of the `Host` header.
+    """
+    try:
+        address = urlsplit(request.headers.get("x-original-url", ""))
+        visit = gate.visit(address.netloc, f"{address.path}?{address.query}", request.headers)
+        if visit.ref != gate.visit(host, "/", request.headers).ref:
+            raise DeniedError("This request names two hosts.")
+        answer = await gate.check_in_place(visit)
+        if request.headers.get("x-original-method") == "GET" and "text/html" in request.headers.get("accept", ""):
+            await answer_in_place(services, visit.ref, method="GET", accept="text/html")
+    except StudioError as error:
+        refusal = as_problem(error)
+        if refusal.status_code == HTTPStatus.NOT_FOUND:  # it takes 401 and 403 for a no, all else for a fault of ours
+            refusal.status_code = HTTPStatus.FORBIDDEN
+        return refusal
+    return answer
 
 
 @router.api_route("/internal/preview/fallback", methods=_METHODS, include_in_schema=False)

@@ -171,7 +171,11 @@ def test_what_the_worker_needs_is_allowed(namespace: str, verb: str, resource: s
     "changes",
     [
         {},
-        {"gateway": "nginx", "ingress_class": "nginx", "auth_url": "http://api.studio.svc/internal/preview/auth"},
+        {
+            "gateway": "nginx",
+            "ingress_class": "nginx",
+            "auth_url": "http://api.studio.svc/internal/preview/nginx?key=k",
+        },
         {"runtime_class": "gvisor", "node_selector": {"pool": "previews"}, "tls_secret": "wildcard"},
         {"instance": "i" * 40, "cert_issuer": "letsencrypt"},
     ],

@@ -1,43 +1,19 @@
 """What stands in place of a server that doesn't run, on a real Traefik, a real API and a real Temporal server."""
 
-import shutil
-from collections.abc import AsyncIterator
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from temporalio.testing import WorkflowEnvironment
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from api.preview.waking import RETRY_TYPE, STATE_TYPE
 from storage import dev_servers
 from storage.dev_servers import DevServerRecord
-from storage.engine import Database
 from storage.projects import ProjectRecord
-from tests.preview.world import House, free_port, house
+from tests.preview.world import House
 from workflows.contracts.names import dev_server_id
-from workflows.contracts.starts import PROJECT_ID, USER_ID
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
-
-
-@pytest.fixture
-async def awake(database: Database, database_url: str, tmp_path: Path) -> AsyncIterator[House]:
-    """A house with a Temporal server, where a start is accepted and nobody works on it."""
-    server = shutil.which("temporal", path=".venv/bin")
-    port = free_port()
-    async with (
-        await WorkflowEnvironment.start_local(
-            dev_server_existing_path=server,
-            port=port,
-            search_attributes=[USER_ID, PROJECT_ID],
-            dev_server_startup_timeout=timedelta(seconds=60),
-        ),
-        house(database, database_url, tmp_path, f"127.0.0.1:{port}") as running,
-    ):
-        yield running
 
 
 async def test_a_navigation_wakes_the_project_once_and_shows_how_it_goes(awake: House) -> None:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.ports import DevServerSpec, ResourceLimits
-from activities.runtimes.kubernetes_gateway import FALLBACK_SERVICE
 from activities.runtimes.kubernetes_spec import (
     PARKING,
     KubernetesContainerSettings,
@@ -35,7 +34,9 @@ SPEC = DevServerSpec(
     limits=ResourceLimits(memory_mb=512, cpus=1.5, pids=100, open_files=2048),
 )
 LONGEST = ProjectRef(10**19 - 1, 10**19 - 1)
-NGINX = dataclasses.replace(SETTINGS, ingress_class="nginx", gateway="nginx", auth_url="http://api.studio.svc/auth")
+NGINX = dataclasses.replace(
+    SETTINGS, ingress_class="nginx", gateway="nginx", auth_url="http://api.studio.svc/internal/preview/nginx?key=k"
+)
 EVERYTHING = dataclasses.replace(
     SETTINGS, instance="i" * 40, runtime_class="gvisor", node_selector={"pool": "previews"}, cert_issuer="letsencrypt"
 )
@@ -217,10 +218,11 @@ def test_nginx_asks_the_same_gate() -> None:
     manifest = ingress(SPEC, NGINX)
     assert manifest["spec"]["ingressClassName"] == "nginx"
     assert signed(manifest["metadata"], LABEL_BUILD)["annotations"] == {
-        "nginx.ingress.kubernetes.io/auth-url": "http://api.studio.svc/auth",
+        "nginx.ingress.kubernetes.io/auth-url": (
+            "http://api.studio.svc/internal/preview/nginx?key=k&host=user7-project12.preview.example.com"
+        ),
         "nginx.ingress.kubernetes.io/auth-response-headers": "X-Preview-User,Cookie,Authorization,X-Preview-Token",
-        "nginx.ingress.kubernetes.io/custom-http-errors": "502,504",
-        "nginx.ingress.kubernetes.io/default-backend": FALLBACK_SERVICE,
+        "nginx.ingress.kubernetes.io/auth-always-set-cookie": "true",
         "nginx.ingress.kubernetes.io/proxy-body-size": "0",
         "nginx.ingress.kubernetes.io/proxy-buffering": "off",
         "nginx.ingress.kubernetes.io/proxy-request-buffering": "off",
