@@ -209,6 +209,8 @@ class Settings(BaseSettings):
     def _check_pairs(self) -> Self:
         if self.litellm_api_base and self.litellm_master_key is None:
             raise ValueError("LITELLM_API_BASE is set, but LITELLM_MASTER_KEY isn't; set both or neither")
+        if self.preview_gateway == "nginx" and not self.preview_auth_url:
+            raise ValueError("PREVIEW_GATEWAY is nginx, but PREVIEW_AUTH_URL doesn't say where it asks who gets in")
         return self
 
     @property

@@ -11,6 +11,7 @@ from activities.files.store import DiskFileStore
 from activities.language_models.open import ModelSettings, open_language_model
 from activities.ports import FileStore, LanguageModel, ModelKeys, ResourceLimits, Runtime
 from activities.runtimes.open import KubernetesOptions, RuntimeMode, RuntimeSettings, open_runtime
+from api.preview.gate_key import gate_key
 from storage.engine import Database
 from storage.migrate import migrate
 from storage.secret_box import SecretBox
@@ -88,13 +89,20 @@ def runtime_settings(settings: ServiceSettings) -> RuntimeSettings:
             ingress_class=settings.ingress_class,
             gateway=settings.preview_gateway,
             middlewares=settings.preview_middlewares or KubernetesOptions.middlewares,
-            auth_url=settings.preview_auth_url,
+            auth_url=_auth_url(settings),
             tls_secret=settings.preview_tls_secret,
             cert_issuer=settings.preview_cert_issuer,
             runtime_class=settings.runtime_class,
             node_selector=dict(_pair(entry) for entry in settings.node_selector),
         ),
     )
+
+
+def _auth_url(settings: ServiceSettings) -> str | None:
+    """Where nginx asks who gets in, with the key that the gate knows it by."""
+    if settings.preview_auth_url is None:
+        return None
+    return f"{settings.preview_auth_url}?key={gate_key(SecretBox(settings.secret_key.get_secret_value()))}"
 
 
 def _pair(entry: str) -> tuple[str, str]:

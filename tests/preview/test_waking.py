@@ -1,6 +1,5 @@
 """What stands in place of a server that doesn't run, on a real Traefik, a real API and a real Temporal server."""
 
-
 import pytest
 from sqlalchemy import text
 from websockets.asyncio.client import connect

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from api.preview.gate_key import gate_key
+from storage.secret_box import SecretBox
 from workers.settings import ServiceSettings, Settings, explain
+from workers.wiring import runtime_settings
 
 ROOT = Path(__file__).parents[2]
 KEY = "k" * 32
@@ -85,6 +88,18 @@ def test_bad_value_is_named_with_a_right_one(
 
 def test_half_a_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LITELLM_MASTER_KEY" in complaint(monkeypatch, LITELLM_API_BASE="http://localhost:4000")
+
+
+def test_nginx_without_a_gate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "PREVIEW_AUTH_URL" in complaint(monkeypatch, PREVIEW_GATEWAY="nginx")
+
+
+def test_nginx_is_given_the_gates_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"PREVIEW_GATEWAY": "nginx", "PREVIEW_AUTH_URL": "http://api.studio.svc/internal/preview/nginx"}
+    for name, value in (NEEDED | given).items():
+        monkeypatch.setenv(name, value)
+    options = runtime_settings(ServiceSettings()).kubernetes
+    assert options.auth_url == f"{given['PREVIEW_AUTH_URL']}?key={gate_key(SecretBox(KEY))}"
 
 
 def test_secret_key_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
