@@ -6,6 +6,7 @@ begin a new run on the current build (`workflows/handover.py`); `workers/release
 
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 from google.protobuf.message import Message
 from temporalio.api.enums.v1 import TaskQueueType
@@ -24,6 +25,7 @@ from temporalio.worker import WorkerDeploymentConfig
 from workflows.contracts.names import TASK_QUEUE
 
 _NOT_YET = frozenset({RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION})
+_ANSWER = timedelta(seconds=3)
 _POLL_S = 90.0
 """A worker that lives asks for work at least once a minute."""
 
@@ -47,7 +49,7 @@ def deployment_config(name: str, build_id: str) -> WorkerDeploymentConfig:
 
 
 class WorkerDeployment:
-    """All builds of the worker under one name. Every method raises `RPCError` when Temporal is away."""
+    """All builds of the worker under one name. Every method raises `RPCError` within seconds when Temporal is away."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client = client
@@ -76,7 +78,7 @@ class WorkerDeployment:
             identity=self._client.identity,
         )
         try:
-            await self._client.workflow_service.set_worker_deployment_current_version(request)
+            await self._client.workflow_service.set_worker_deployment_current_version(request, timeout=_ANSWER)
         except RPCError as error:
             if error.status in _NOT_YET:
                 return False
@@ -88,7 +90,7 @@ class WorkerDeployment:
         query = f"TemporalWorkerDeploymentVersion = '{self._name}:{build_id}' AND ExecutionStatus = 'Running'"
         return [
             RunningWorkflow(found.id, found.run_id, found.workflow_type)
-            async for found in self._client.list_workflows(query)
+            async for found in self._client.list_workflows(query, rpc_timeout=_ANSWER)
         ]
 
     async def works(self, build_id: str) -> bool:
@@ -98,7 +100,7 @@ class WorkerDeployment:
             task_queue=TaskQueue(name=TASK_QUEUE),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
-        answer = await self._client.workflow_service.describe_task_queue(request)
+        answer = await self._client.workflow_service.describe_task_queue(request, timeout=_ANSWER)
         oldest = time.time() - _POLL_S
         return any(
             poller.deployment_options.build_id == build_id and poller.last_access_time.ToSeconds() > oldest
@@ -112,7 +114,7 @@ class WorkerDeployment:
     async def _describe(self) -> DescribeWorkerDeploymentResponse | None:
         request = DescribeWorkerDeploymentRequest(namespace=self._client.namespace, deployment_name=self._name)
         try:
-            return await self._client.workflow_service.describe_worker_deployment(request)
+            return await self._client.workflow_service.describe_worker_deployment(request, timeout=_ANSWER)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return None

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from datetime import timedelta
 
 import structlog
 from temporalio.service import RPCError, RPCStatusCode
@@ -12,9 +13,10 @@ from workers.deployment import RunningWorkflow, WorkerDeployment
 log = structlog.get_logger("worker")
 
 _LOOK_S = 2.0
+_ANSWER = timedelta(seconds=3)
 _LONGEST_SLEEP_S = 60.0
 _LOOKS_A_ROUND = 10
-_UNKNOWN_LOOKS = 5
+_UNKNOWN_LOOKS = 3
 """So often Temporal may not answer a leaving worker; then it goes, and those who stay do the rest."""
 _EMPTY_LOOKS = 3
 """Lists of workflows are a second late: one that has just begun isn't seen by the first look."""
@@ -103,7 +105,7 @@ class _Waking:
 
     async def _look(self, workflow: RunningWorkflow) -> None:
         try:
-            await self._deployment.handle(workflow).signal("look")
+            await self._deployment.handle(workflow).signal("look", rpc_timeout=_ANSWER)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:  # it has ended meanwhile
                 raise
