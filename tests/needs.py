@@ -1,9 +1,10 @@
 """What a test needs of the machine, by its marker. Missing: the test is skipped and says so; where STUDIO_REQUIRE
-names the need (`docker,browser,litellm,kubernetes`), it fails instead, so that nothing is left out in silence.
+names the need (`docker,browser,litellm,kubernetes,compose`), it fails instead, so that nothing is left out in silence.
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -11,6 +12,7 @@ from docker.errors import DockerException
 
 import docker
 from tests.cluster import missing_cluster
+from tests.compose import missing_compose
 from tests.litellm import missing_litellm
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -37,11 +39,12 @@ def missing_browser() -> str | None:
     return None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} is installed"
 
 
-NEEDS = {
+NEEDS: dict[str, Callable[[], str | None]] = {
     "docker": missing_docker,
     "browser": missing_browser,
     "litellm": missing_litellm,
     "kubernetes": missing_cluster,
+    "compose": missing_compose,
 }
 
 
