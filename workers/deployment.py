@@ -78,7 +78,9 @@ class WorkerDeployment:
             identity=self._client.identity,
         )
         try:
-            await self._client.workflow_service.set_worker_deployment_current_version(request, timeout=_ANSWER)
+            await self._client.workflow_service.set_worker_deployment_current_version(
+                request, retry=True, timeout=_ANSWER
+            )
         except RPCError as error:
             if error.status in _NOT_YET:
                 return False
@@ -100,7 +102,7 @@ class WorkerDeployment:
             task_queue=TaskQueue(name=TASK_QUEUE),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
-        answer = await self._client.workflow_service.describe_task_queue(request, timeout=_ANSWER)
+        answer = await self._client.workflow_service.describe_task_queue(request, retry=True, timeout=_ANSWER)
         oldest = time.time() - _POLL_S
         return any(
             poller.deployment_options.build_id == build_id and poller.last_access_time.ToSeconds() > oldest
@@ -114,7 +116,7 @@ class WorkerDeployment:
     async def _describe(self) -> DescribeWorkerDeploymentResponse | None:
         request = DescribeWorkerDeploymentRequest(namespace=self._client.namespace, deployment_name=self._name)
         try:
-            return await self._client.workflow_service.describe_worker_deployment(request, timeout=_ANSWER)
+            return await self._client.workflow_service.describe_worker_deployment(request, retry=True, timeout=_ANSWER)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return None

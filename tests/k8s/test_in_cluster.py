@@ -104,7 +104,7 @@ class User:
 
 
 def once_each(key: str) -> list[str]:
-    return [f"{key}-{n}" for n in range(1, COMMANDS + 1)]
+    return [f"{key}-{n}" for n in range(COMMANDS)]
 
 
 @pytest.fixture(scope="module")
