@@ -22,6 +22,12 @@ _STATUS: Final = 3
 _PIECE: Final = 64 * 1024
 _BAD_REQUEST: Final = 400
 _PYTHON: Final = "/usr/bin/python3"  # the image's own, whatever the project puts on PATH
+_LIMITS: Final = """
+import resource
+try: resource.setrlimit(resource.RLIMIT_NOFILE, resource.prlimit(1, resource.RLIMIT_NOFILE))
+except OSError: pass
+"""
+"""An exec doesn't have the limits that the container's first process gave itself."""
 
 
 class PodChannel:
@@ -70,7 +76,8 @@ class PodChannel:
 @asynccontextmanager
 async def open_exec(cluster: Cluster, pod: str, container: str) -> AsyncIterator[PodChannel]:
     """Run the guest program in a running container."""
-    opening = cluster.exec(pod, container, [_PYTHON, *PROGRAM])
+    *options, loader = PROGRAM
+    opening = cluster.exec(pod, container, [_PYTHON, *options, _LIMITS + loader])
     with faults():
         try:
             connection = await opening.__aenter__()

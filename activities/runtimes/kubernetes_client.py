@@ -38,6 +38,7 @@ _PIECE: Final = 64 * 1024
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 _OPEN_S: Final = 15.0
 _CLOSE_S: Final = 1.0
+_FAREWELL_S: Final = 0.1
 _ERROR: Final = 400
 
 Object = dict[str, Any]
@@ -164,6 +165,7 @@ class Cluster:
         """Let connections go."""
         if self._client is not None:
             await self._client.close()
+            await asyncio.sleep(_FAREWELL_S)  # TLS says goodbye by itself, as long as there is a loop
 
     # --- connection ---
 
@@ -186,6 +188,8 @@ class Cluster:
             self._stale = self._stale or response.status == UNAUTHORIZED
             yield response
         finally:
+            if not response.content.at_eof() and response.connection is not None and response.connection.transport:
+                response.connection.transport.abort()  # a stream that is left: its end needs no goodbye
             response.release()
 
     async def _serialized(

@@ -10,7 +10,7 @@ from activities.ports import DevServerSpec
 from activities.runtimes.kubernetes_client import Cluster, Kind, Object
 from activities.runtimes.kubernetes_faults import faults, message_of
 from activities.runtimes.kubernetes_spec import KubernetesContainerSettings, deployment, ingress, selector, service
-from activities.runtimes.kubernetes_status import Obstacle, View, name_of, ref_of, uid_of, view_of, wants_pod
+from activities.runtimes.kubernetes_status import Obstacle, View, is_over, name_of, ref_of, uid_of, view_of, wants_pod
 from activities.runtimes.kubernetes_watch import SharedWatch
 from workflows.contracts.names import ProjectRef, kubernetes_name
 
@@ -93,7 +93,7 @@ class ProjectObjects:
                 await asyncio.gather(*(self._cluster.delete(kind, name) for kind in (Kind.SERVICE, Kind.INGRESS)))
 
     async def gone(self, ref: ProjectRef, which: frozenset[str] | None = None) -> None:
-        """Return when those pods (by uid; None: all) are gone. One that doesn't end is struck off by force.
+        """Return when nothing runs in those pods (by uid; None: all). One that doesn't end is struck off by force.
 
         With None also when the server is wanted again: then it isn't ours to wait for.
         """
@@ -141,7 +141,7 @@ class ProjectObjects:
                     return condition(await self.look(ref))
 
     def _left(self, view: View, which: frozenset[str] | None) -> list[Object]:
-        return [pod for pod in view.pods if which is None or uid_of(pod) in which]
+        return [pod for pod in view.pods if (which is None or uid_of(pod) in which) and not is_over(pod)]
 
 
 def _mount_fault(message: str) -> RuntimeFault:

@@ -44,7 +44,7 @@ MARK_FOLDER = "/run/studio"
 PARKING = r"""
 marks=$1; files=$2; launcher=$3; shift 3
 if [ -e "$marks/started" ]; then
-  sleep infinity & trap 'kill $!; exit 0' TERM
+  tail -f /dev/null & trap 'kill $!; exit 0' TERM
   wait; exit 0
 fi
 mkdir "$marks/started" || exit 125

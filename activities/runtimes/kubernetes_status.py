@@ -88,6 +88,12 @@ def is_leaving(found: Object) -> bool:
     return "deletionTimestamp" in found["metadata"]
 
 
+def is_over(pod: Object) -> bool:
+    """Whether the pod is on its way out and nothing of it runs any more: the rest is the kubelet's tidying up."""
+    begun = (pod.get("status") or {}).get("phase") != "Pending"
+    return is_leaving(pod) and begun and "running" not in (container_of(pod).get("state") or {})
+
+
 def made_from(found: Object, manifest: Mapping[str, Any]) -> bool:
     """Whether the Deployment is what the manifest asks for, and nobody else has edited it."""
     annotations = found["metadata"].get("annotations") or {}

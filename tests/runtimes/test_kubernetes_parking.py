@@ -75,7 +75,7 @@ async def test_the_second_run_parks_until_it_is_told_to_end(container: Container
     parked = container.start("touch ran-again", install="touch installed-again")
 
     async def sleeps() -> bool:
-        return children(parked.pid) == ["sleep"]
+        return children(parked.pid) == ["tail"]
 
     await until(sleeps)
     os.kill(parked.pid, signal.SIGTERM)
@@ -144,18 +144,21 @@ async def test_as_the_first_process_it_ends_and_reaps(engine: docker.DockerClien
         processes: list[list[str]] = made.top(ps_args="-eo pid,stat,args")["Processes"]
         return processes
 
-    async def sleeps() -> bool:
+    async def serves() -> bool:
         return any(process[2] == "sleep infinity" for process in seen())
+
+    async def parks() -> bool:
+        return any(process[2] == "tail -f /dev/null" for process in seen())
 
     try:
         made.start()
-        await until(sleeps)
+        await until(serves)
         states = [state for _, state, _ in seen()]
         assert (len(states), [state for state in states if state.startswith("Z")]) == (2, [])
         made.stop(timeout=WAIT_S)
         assert made.wait(timeout=WAIT_S)["StatusCode"] == 143
         made.start()
-        await until(sleeps)
+        await until(parks)
         made.stop(timeout=WAIT_S)
         assert made.wait(timeout=WAIT_S)["StatusCode"] == 0
     finally:
