@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 
 _INTERFACES = Path("/sys/class/net")
-_IPV6 = Path("/proc/sys/net/ipv6/conf")
+_IPV6 = "ipv6/conf"
+_NETWORK_SETTINGS = (Path("/run/host/net"), Path("/proc/sys/net"))
+"""The first that is there: a container on the host's network can't write its own `/proc/sys`, and has it mounted."""
 
 
 def quieten(address: str) -> None:
@@ -24,9 +26,10 @@ def quieten(address: str) -> None:
     bridge = _bridge_of(ipaddress.IPv4Address(address))
     if bridge is None:
         return
+    settings = next((path for path in _NETWORK_SETTINGS if path.is_dir()), _NETWORK_SETTINGS[-1]) / _IPV6
     with suppress(OSError):
         for name in (bridge, *(port.name for port in (_INTERFACES / bridge / "brif").iterdir())):
-            setting = _IPV6 / name / "disable_ipv6"
+            setting = settings / name / "disable_ipv6"
             if setting.read_text().strip() == "0":
                 setting.write_text("1")
 
