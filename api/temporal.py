@@ -16,9 +16,11 @@ _HEALTH_TIMEOUT = timedelta(seconds=2)
 class TemporalGateway:
     """A client that is made at first use, so that the API starts and serves reads while Temporal is away."""
 
-    def __init__(self, address: str, namespace: str) -> None:
+    def __init__(self, address: str, namespace: str, *, tls: bool = False, api_key: str | None = None) -> None:
         self._address = address
         self._namespace = namespace
+        self._tls = tls
+        self._api_key = api_key
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
@@ -46,7 +48,11 @@ class TemporalGateway:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 return await Client.connect(
-                    self._address, namespace=self._namespace, data_converter=pydantic_data_converter
+                    self._address,
+                    namespace=self._namespace,
+                    data_converter=pydantic_data_converter,
+                    tls=self._tls,
+                    api_key=self._api_key,
                 )
         except (TimeoutError, RuntimeError, RPCError) as error:
             raise _unavailable() from error

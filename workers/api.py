@@ -16,7 +16,7 @@ from storage.event_listener import EventListener
 from storage.event_log import EventReader
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import load_templates
-from workers.wiring import model_settings, open_foundation
+from workers.wiring import model_settings, open_foundation, revealed
 
 _GRACE_S = 5
 """Requests in flight have this long after SIGTERM; streams are told to end and resume elsewhere."""
@@ -58,7 +58,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
                     config=config,
                     database=foundation.database,
                     events=EventReader(foundation.database, listener),
-                    temporal=TemporalGateway(chosen.temporal_address, chosen.temporal_namespace),
+                    temporal=TemporalGateway(
+                        chosen.temporal_address,
+                        chosen.temporal_namespace,
+                        tls=chosen.temporal_encrypted,
+                        api_key=revealed(chosen.temporal_api_key),
+                    ),
                     files=foundation.files,
                     templates=load_templates(),
                     runtime=foundation.runtime,

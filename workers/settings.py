@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     temporal_address: str | None = None
     temporal_namespace: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")
+    temporal_tls: bool = False
+    temporal_api_key: SecretStr | None = None
 
     # Where things are.
     deployment_mode: DeploymentMode | None = None
@@ -217,6 +219,11 @@ class Settings(BaseSettings):
     def files_root(self) -> Path:
         """Absolute `PROJECTS_ROOT`; `projects` in the data folder when it isn't set."""
         return (self.projects_root or self.data_dir / "projects").absolute()
+
+    @property
+    def temporal_encrypted(self) -> bool:
+        """Whether Temporal is spoken to over TLS; a key never travels without."""
+        return self.temporal_tls or self.temporal_api_key is not None
 
     @property
     def users_have_model_keys(self) -> bool:

@@ -115,16 +115,17 @@ def model_settings(settings: ServiceSettings) -> ModelSettings:
     return ModelSettings(
         instance=settings.instance,
         litellm_api_base=settings.litellm_api_base,
-        litellm_master_key=_revealed(settings.litellm_master_key),
+        litellm_master_key=revealed(settings.litellm_master_key),
         openai_api_base=settings.openai_api_base,
-        openai_api_key=_revealed(settings.openai_api_key),
+        openai_api_key=revealed(settings.openai_api_key),
         default_model=settings.openai_model,
         input_price=settings.openai_input_price / PRICED_TOKENS,
         output_price=settings.openai_output_price / PRICED_TOKENS,
     )
 
 
-def _revealed(secret: SecretStr | None) -> str | None:
+def revealed(secret: SecretStr | None) -> str | None:
+    """What is in it, for the one who needs it."""
     return None if secret is None else secret.get_secret_value()
 
 

@@ -41,7 +41,7 @@ from workers.engine_relay import engine_relays
 from workers.leaving import await_handover, await_release
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import template_folders
-from workers.wiring import Foundation, dev_server_limits, open_foundation
+from workers.wiring import Foundation, dev_server_limits, open_foundation, revealed
 from workflows.agent_task import AgentTask
 from workflows.contracts.names import RECONCILE_ID, TASK_QUEUE
 from workflows.contracts.reconcile import ReconcileInput
@@ -99,6 +99,8 @@ async def connect(settings: ServiceSettings, stop: asyncio.Event) -> Client | No
             client = await Client.connect(
                 settings.temporal_address,
                 namespace=settings.temporal_namespace,
+                api_key=revealed(settings.temporal_api_key),
+                tls=settings.temporal_encrypted,
                 data_converter=pydantic_data_converter,
             )
             await client.count_workflows()

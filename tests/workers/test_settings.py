@@ -131,3 +131,10 @@ def test_scheme_own_port_is_left_out_of_addresses() -> None:
     assert Settings(preview_port=80).shown_preview_port is None
     assert Settings(preview_port=443, preview_scheme="https").shown_preview_port is None
     assert Settings(preview_port=443).shown_preview_port == 443
+
+
+def test_temporals_key_never_travels_in_the_clear() -> None:
+    assert not Settings().temporal_encrypted
+    assert Settings(temporal_tls=True).temporal_encrypted
+    assert Settings(temporal_api_key="cloud-key").temporal_encrypted
+    assert "cloud-key" not in repr(Settings(temporal_api_key="cloud-key"))

@@ -18,7 +18,7 @@ from activities.runtimes.open import open_runtime
 from storage import dev_servers, projects
 from storage.engine import Database
 from workers.settings import ServiceSettings, load_service_settings
-from workers.wiring import runtime_settings
+from workers.wiring import revealed, runtime_settings
 from workflows.contracts.dev_servers import DevServerAction, DevServerCommand, DevServerInput
 from workflows.contracts.errors import UnavailableError
 from workflows.contracts.names import ProjectRef
@@ -47,7 +47,11 @@ async def _stop_in_order(settings: ServiceSettings, database: Database) -> None:
     if not servers:
         return
     client = await Client.connect(
-        settings.temporal_address, namespace=settings.temporal_namespace, data_converter=pydantic_data_converter
+        settings.temporal_address,
+        namespace=settings.temporal_namespace,
+        data_converter=pydantic_data_converter,
+        tls=settings.temporal_encrypted,
+        api_key=revealed(settings.temporal_api_key),
     )
     for ref in servers:
         command = await _accept_stop(database, ref)
