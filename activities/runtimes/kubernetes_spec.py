@@ -66,8 +66,8 @@ image needs no init; the exit code is the server's own, 128 + n after signal n. 
 node allows that many. A server starts with SIGINT ignored, as any background process of a shell.
 """
 
-_CPU_REQUEST = 0.05
-"""Cores that a server is sure of. Idle ones need next to nothing, and a node is to hold many."""
+_CPU_REQUEST = 0.01
+"""Cores that a server is sure of. Idle ones need next to nothing, and a node of two is to hold a hundred."""
 
 _DISK_REQUEST, _DISK_LIMIT = "64Mi", "512Mi"
 """Of the node's own disk: the log (the kubelet rotates it) and the mark; all else is memory or the volume."""

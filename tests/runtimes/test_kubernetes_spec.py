@@ -130,7 +130,7 @@ def test_the_server_is_asked_for_exactly_so() -> None:
                             ],
                             "ports": [{"name": "http", "containerPort": 5173, "protocol": "TCP"}],
                             "resources": {
-                                "requests": {"memory": "512Mi", "cpu": "50m", "ephemeral-storage": "64Mi"},
+                                "requests": {"memory": "512Mi", "cpu": "10m", "ephemeral-storage": "64Mi"},
                                 "limits": {"memory": "512Mi", "cpu": "1500m", "ephemeral-storage": "512Mi"},
                             },
                             "securityContext": {
