@@ -26,12 +26,11 @@ _KEPT_LINES: Final = 10_000
 _KEPT_BYTES: Final = 1024 * 1024
 _KEEPING_S: Final = 5.0
 _POLL_S: Final = 0.25
-_SETTLING_S: Final = 4.0
+_SETTLING_S: Final = 6.0
 """The end of a log is seen before the end of its container is."""
 _COMING_S: Final = 60.0
 """How long a follower waits for a pod that is on its way."""
-_BAD_REQUEST: Final = 400  # the container hasn't begun, or the node has its log no more
-_NOT_FOUND: Final = 404
+_NO_SUCH_LOG: Final = {400, 404}  # the container hasn't begun, or the node has its log no more
 
 
 class Logs:
@@ -82,14 +81,13 @@ class Logs:
                 yield kept
             return
         empty = True
-        async for piece in self._pieces(pod, [("tailLines", str(tail))]):
-            empty = False
-            yield piece
-        if empty and not _has_parked(pod):  # perhaps because it ended, and parked, a moment before
-            pod = (await self._objects.look(ref)).pod
-            if pod is not None and _has_parked(pod):
-                async for piece in self._pieces(pod, [("tailLines", str(tail))]):
-                    yield piece
+        for previous, pause in _places(view):
+            await asyncio.sleep(pause)
+            async for piece in self._pieces(pod, [("tailLines", str(tail))], previous=previous):
+                empty = False
+                yield piece
+            if not empty:
+                return
 
     async def _followed(self, ref: ProjectRef, view: View, tail: int) -> AsyncGenerator[bytes, None]:
         """What there is and what comes, until the server has ended."""
@@ -105,7 +103,10 @@ class Logs:
                 async for piece in self._pieces(pod, query, follow=True):
                     heard_at = time.monotonic()
                     yield piece
-                view = await self._settled(ref)
+                going_on = await self._going_on(ref, pod)
+                if going_on is None:
+                    return
+                view = going_on
                 query = [("sinceSeconds", str(math.ceil(time.monotonic() - heard_at) + 1))]
                 deadline = time.monotonic() + _COMING_S
             elif state is ContainerState.CREATED:
@@ -117,25 +118,40 @@ class Logs:
             async for piece in self._once(ref, view, tail):
                 yield piece
 
-    async def _settled(self, ref: ProjectRef) -> View:
-        """The project after the end of its log: in a moment it is known to have ended, or only the connection has."""
+    async def _going_on(self, ref: ProjectRef, pod: Object) -> View | None:
+        """The project after the end of a pod's log; None when the server has ended, which the kubelet knows first."""
         deadline = time.monotonic() + _SETTLING_S
         while True:
             view = await self._objects.look(ref)
-            if _state(view) is not ContainerState.RUNNING or time.monotonic() > deadline:
+            same = view.pod is not None and uid_of(view.pod) == uid_of(pod)
+            if same and await self._has_parked(pod):
+                return None
+            if not same or _state(view) is not ContainerState.RUNNING or time.monotonic() > deadline:
                 return view
             await asyncio.sleep(_POLL_S)
 
-    async def _pieces(
-        self, pod: Object, query: Sequence[tuple[str, str]], *, follow: bool = False
-    ) -> AsyncIterator[bytes]:
-        asked = [("container", CONTAINER_NAME), ("previous", "true" if _has_parked(pod) else "false"), *query]
+    async def _has_parked(self, pod: Object) -> bool:
         with faults():
             try:
-                async for piece in self._cluster.log(name_of(pod), asked, follow=follow):
+                async for _ in self._cluster.log(
+                    name_of(pod), _query([("tailLines", "1")], previous=True), follow=False
+                ):
+                    pass
+            except RefusedError as error:
+                if error.status not in _NO_SUCH_LOG:
+                    raise
+                return False
+        return True
+
+    async def _pieces(
+        self, pod: Object, query: Sequence[tuple[str, str]], *, previous: bool = False, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        with faults():
+            try:
+                async for piece in self._cluster.log(name_of(pod), _query(query, previous=previous), follow=follow):
                     yield piece
             except RefusedError as error:
-                if error.status not in {_BAD_REQUEST, _NOT_FOUND}:
+                if error.status not in _NO_SUCH_LOG:
                     raise
 
     def _kept(self, ref: ProjectRef) -> Path:
@@ -167,5 +183,16 @@ def _has_run(pod: Object) -> bool:
     return bool(container.get("restartCount")) or "running" in state or "terminated" in state
 
 
-def _has_parked(pod: Object) -> bool:
-    return bool(container_of(pod).get("restartCount"))
+def _places(view: View) -> tuple[tuple[bool, float], ...]:
+    """Where the log may be, in this order: whether of the previous container, after how long a pause. What has just
+    ended may be parking at this moment.
+    """
+    if view.pod is not None and container_of(view.pod).get("restartCount"):
+        return ((True, 0.0),)
+    if _state(view) is ContainerState.EXITED:
+        return ((True, 0.0), (False, 0.0), (True, 0.5), (True, 1.5))
+    return ((False, 0.0), (True, 0.0))
+
+
+def _query(query: Sequence[tuple[str, str]], *, previous: bool) -> list[tuple[str, str]]:
+    return [("container", CONTAINER_NAME), ("previous", "true" if previous else "false"), *query]
