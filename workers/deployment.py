@@ -26,6 +26,8 @@ from workflows.contracts.names import TASK_QUEUE
 
 _NOT_YET = frozenset({RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION})
 _ANSWER = timedelta(seconds=3)
+_CHANGE = timedelta(seconds=20)
+"""A change is told to each part of the server's queue before it is answered."""
 _POLL_S = 90.0
 """A worker that lives asks for work at least once a minute."""
 
@@ -79,7 +81,7 @@ class WorkerDeployment:
         )
         try:
             await self._client.workflow_service.set_worker_deployment_current_version(
-                request, retry=True, timeout=_ANSWER
+                request, retry=True, timeout=_CHANGE
             )
         except RPCError as error:
             if error.status in _NOT_YET:

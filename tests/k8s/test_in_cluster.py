@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.slow, pyte
 INGRESS = "http://127.0.0.1:8088"
 WAIT = {"Prefer": "wait=60"}
 FINAL = {"completed", "failed", "cancelled"}
-COMMANDS = 8
+NO_ROUTE = "404 page not found\n"
+"""Traefik's own, while no pod of the API is ready."""
+COMMANDS, LONG = 8, 60
 IMAGES = ("api", "worker", "postgres", "temporal-admin-tools")
 
 Result = TypeVar("Result")
@@ -66,7 +68,8 @@ class User:
                 answer = self.http.request(method, path, **request)
             except httpx.TransportError:
                 return None
-            return None if answer.status_code in {502, 503, 504} else answer
+            away = answer.status_code in {502, 503, 504} or answer.text == NO_ROUTE
+            return None if away else answer
 
         answer = until(once, f"{method} {path}")
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
@@ -77,11 +80,11 @@ class User:
         assert made["state"] == "ready", made
         return int(made["id"])
 
-    def give(self, project: int, key: str) -> str:
-        """A task of eight commands that take two seconds each and note themselves."""
-        command = f"echo {key}-{{{{n}}}} >> log.txt; sleep 2; echo did {{{{n}}}}"
+    def give(self, project: int, key: str, commands: int = COMMANDS) -> str:
+        """A task of so many commands that take three seconds each and note themselves."""
+        command = f"echo {key}-{{{{n}}}} >> log.txt; sleep 3; echo did {{{{n}}}}"
         step = {"tokens": 10, "rate": 50, "calls": [{"name": "run_command", "arguments": {"command": command}}]}
-        steps = [{**step, "repeat_steps": COMMANDS}, {"text": "All done."}]
+        steps = [{**step, "repeat_steps": commands}, {"text": "All done."}]
         prompt = f"Play this. <script>{json.dumps({'steps': steps, 'key': key})}</script>"
         body = {"project_id": project, "prompt": prompt, "model": "scripted"}
         return str(self.call("POST", "/api/agent/tasks", json=body)["id"])
@@ -103,8 +106,8 @@ class User:
         return str(self.call("GET", f"/api/projects/{project}/files/log.txt")).split()
 
 
-def once_each(key: str) -> list[str]:
-    return [f"{key}-{n}" for n in range(COMMANDS)]
+def once_each(key: str, commands: int = COMMANDS) -> list[str]:
+    return [f"{key}-{n}" for n in range(commands)]
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,7 @@ def test_from_registration_to_a_changed_page(user: User) -> None:
 
 @pytest.mark.parametrize("pod", ["studio-worker", "studio-api", "postgres", "temporal", "model"])
 def test_a_pod_deleted_in_the_middle_of_a_task_loses_nothing(user: User, pod: str) -> None:
+    """All of its kind at once."""
     project = user.project()
     task = user.give(project, pod)
     user.in_the_middle(task)
@@ -167,18 +171,22 @@ def test_an_update_with_twenty_running_tasks_fails_none(user: User) -> None:
         started = user.call("POST", f"/api/projects/{project}/start", headers=WAIT)
         assert started["dev_server"]["state"] == "running", started
     tasks = {
-        user.give(project, f"{project}-{n}"): (project, f"{project}-{n}") for n in range(5) for project in projects
+        user.give(project, f"{project}-{n}", LONG): (project, f"{project}-{n}")
+        for n in range(5)
+        for project in projects
     }
     tag = f"update-{uuid4().hex[:8]}"
     for image in ("studio-api", "studio-worker"):
         run("docker", "tag", f"{image}:latest", f"{image}:{tag}")
     try:
         run("k8s/local", "release", tag, timeout_s=800)
+        states = [user.call("GET", f"/api/agent/tasks/{task}")["state"] for task in tasks]
+        assert states == ["running"] * 20, "the update was to come in their middle"
         for task in tasks:
-            user.completed(task)
+            user.completed(task, timeout_s=600)
         notes = {project: user.log(project) for project in projects}
         for project, key in tasks.values():
-            assert [note for note in notes[project] if note.startswith(f"{key}-")] == once_each(key)
+            assert [note for note in notes[project] if note.startswith(f"{key}-")] == once_each(key, LONG)
         builds = {
             container["env"][0]["value"]
             for found in json.loads(
@@ -189,6 +197,6 @@ def test_an_update_with_twenty_running_tasks_fails_none(user: User) -> None:
         }
         assert builds == {tag}
     finally:
-        run("k8s/local", "release", "latest", timeout_s=800)
+        run("k8s/local", "up", timeout_s=800)
         for image in ("studio-api", "studio-worker"):
-            run("docker", "image", "rm", f"{image}:{tag}")
+            run("docker", "image", "rm", f"{image}:{tag}")  # the name: pods that end still run its content
