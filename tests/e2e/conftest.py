@@ -5,7 +5,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,16 @@ from playwright.sync_api import Browser, BrowserContext
 import docker
 from tests.e2e.browser import chromium, window
 from tests.e2e.studio import Person, Project, Studio
+from tests.namespaces import own_namespace
 from tests.workers.stacks import RunningStack, stack_environment
 from workers.stack.data_directory import DataDirectory
 from workflows.contracts.names import LABEL_INSTANCE
 
-MODES = [pytest.param("docker", marks=pytest.mark.docker), "local"]
+MODES = [
+    pytest.param("docker", marks=pytest.mark.docker),
+    "local",
+    pytest.param("kubernetes", marks=pytest.mark.kubernetes),
+]
 READY_S = 240.0
 """Local mode installs the templates' packages into its new data folder first."""
 
@@ -79,13 +84,23 @@ def no_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoEngine]:
 
 @pytest.fixture(scope="session")
 def studio(mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    environment = stack_environment(tmp_path_factory.mktemp(f"e2e-{mode}") / "data") | {"DEPLOYMENT_MODE": mode}
+    data = tmp_path_factory.mktemp(f"e2e-{mode}") / "data"
+    environment = stack_environment(data) | {"DEPLOYMENT_MODE": mode}
+    with ExitStack() as around:
+        if mode == "local":
+            environment["DOCKER_HOST"] = no_engine.address
+        if mode == "kubernetes":
+            environment |= around.enter_context(own_namespace(data))
+        yield from running(environment, mode, tmp_path_factory.mktemp(f"shots-{mode}"))
     if mode == "local":
-        environment["DOCKER_HOST"] = no_engine.address
+        assert no_engine.callers() == 0, "local mode has called the Docker engine"
+
+
+def running(environment: dict[str, str], mode: str, shots: Path) -> Iterator[Studio]:
+    """The stack, ended as its user would end it: with success, and without anything left."""
     stack = RunningStack(environment)
     try:
         stack.wait_ready(READY_S)
-        shots = tmp_path_factory.mktemp(f"shots-{mode}")
         with closing(Studio(stack, mode, shots)) as studio:
             yield studio
     finally:
@@ -94,8 +109,6 @@ def studio(mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFact
             remove_containers(DataDirectory(stack.data).instance)
     assert code == 0, stack.output
     assert stack.processes() == []
-    if mode == "local":
-        assert no_engine.callers() == 0, "local mode has called the Docker engine"
 
 
 @pytest.fixture(autouse=True)

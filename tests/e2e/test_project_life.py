@@ -13,12 +13,15 @@ from httpx_sse import connect_sse
 from websockets.sync.client import ClientConnection, connect
 
 import docker
+from tests.cluster import kubectl
 from tests.e2e.studio import WAIT, Person, Project, Studio, until
 from tests.e2e.tail import Tail
 from workers.stack.postgres import EmbeddedPostgres
 from workflows.contracts.names import LABEL_PROJECT, LABEL_USER
 
 SECRET = "a value that nobody reads again"
+LISTED_S = {"docker": 0.0, "local": 0.0, "kubernetes": 60.0}
+"""How long an ended container may be heard of: a cluster lists a pod until its node has tidied up after it."""
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def test_a_deletion_leaves_nothing(studio: Studio) -> None:
         assert (gone.status_code, gone.json()["state"]) == (200, "deleting")
         assert [seen.data["state"] for seen in tail.seen if seen.name == "project.state"][-1] == "deleting"
     assert not project.folder.exists()
-    assert running(studio, project) == []
+    until(lambda: running(studio, project) == [], "nothing left of it", timeout_s=LISTED_S[studio.mode])
     assert networks(studio, owner) == []
     assert rows(studio, project) == {}
     for method in ("GET", "DELETE"):
@@ -218,15 +221,22 @@ def test_a_deletion_is_legal_while_it_starts(ann: Person, studio: Studio) -> Non
     assert project.call("DELETE", headers=WAIT).status_code == 200
     assert project.call("GET").status_code == 404
     assert not project.folder.exists()
-    assert running(studio, project) == []
+    until(lambda: running(studio, project) == [], "nothing left of it", timeout_s=LISTED_S[studio.mode])
 
 
 def running(studio: Studio, project: Project) -> list[str]:
-    """Names of the project's containers, in any state; in local mode of its server's processes."""
+    """Names of the project's containers, in any state; in local mode of its server's processes, in a cluster of
+    whatever is the project's there.
+    """
+    if studio.mode == "kubernetes":
+        labels = f"{LABEL_USER}={project.owner.id},{LABEL_PROJECT}={project.id}"
+        namespace = studio.stack.environment["KUBERNETES_NAMESPACE"]
+        kinds = "deployments,pods,services,ingresses"
+        return [project.name] if kubectl("-n", namespace, "get", kinds, "-l", labels, "-o", "name") else []
     if studio.mode == "docker":
-        labels = [f"{LABEL_USER}={project.owner.id}", f"{LABEL_PROJECT}={project.id}"]
+        wanted = [f"{LABEL_USER}={project.owner.id}", f"{LABEL_PROJECT}={project.id}"]
         with closing(docker.from_env()) as engine:
-            return [str(found.name) for found in engine.containers.list(all=True, filters={"label": labels})]
+            return [str(found.name) for found in engine.containers.list(all=True, filters={"label": wanted})]
     listed = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True, timeout=10)
     alive = f"{project.folder} " in listed.stdout
     assert (studio.stack.data / "run" / "dev-servers" / project.name).exists() == alive
@@ -234,7 +244,7 @@ def running(studio: Studio, project: Project) -> list[str]:
 
 
 def networks(studio: Studio, owner: Person) -> list[str]:
-    if studio.mode == "local":
+    if studio.mode != "docker":
         return []
     with closing(docker.from_env()) as engine:
         return [str(found.name) for found in engine.networks.list(filters={"label": f"{LABEL_USER}={owner.id}"})]
