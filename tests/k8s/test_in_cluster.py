@@ -52,6 +52,7 @@ class User:
     """Somebody who has registered, at the API behind the Ingress."""
 
     def __init__(self) -> None:
+        self._projects: list[int] = []
         self.http = httpx.Client(base_url=INGRESS, headers={"Host": "api.localhost"}, timeout=75)
         body = {"email": f"ada-{uuid4().hex[:8]}@example.com", "password": "correct horse battery"}
         answer = self.http.post("/api/auth/register", json=body)
@@ -76,9 +77,19 @@ class User:
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 
     def project(self) -> int:
-        made = self.call("POST", "/api/projects", json={"name": "hello", "template": "static"}, headers=WAIT)
+        return int(self.make_project("static")["id"])
+
+    def make_project(self, template: str) -> dict[str, Any]:
+        made = dict(self.call("POST", "/api/projects", json={"name": "hello", "template": template}, headers=WAIT))
+        self._projects.append(int(made["id"]))
         assert made["state"] == "ready", made
-        return int(made["id"])
+        return made
+
+    def leave(self) -> None:
+        """Nothing of theirs is left in the cluster."""
+        for project in self._projects:
+            self.call("DELETE", f"/api/projects/{project}", headers=WAIT)
+        self.http.close()
 
     def give(self, project: int, key: str, commands: int = COMMANDS) -> str:
         """A task of so many commands that take three seconds each and note themselves."""
@@ -126,11 +137,11 @@ def service() -> Iterator[None]:
 def user(service: None) -> Iterator[User]:
     somebody = User()
     yield somebody
-    somebody.http.close()
+    somebody.leave()
 
 
 def test_from_registration_to_a_changed_page(user: User) -> None:
-    made = user.call("POST", "/api/projects", json={"name": "page", "template": "vite-react"}, headers=WAIT)
+    made = user.make_project("vite-react")
     started = user.call("POST", f"/api/projects/{made['id']}/start", headers=WAIT)
     assert started["dev_server"]["state"] == "running", started
     pass_ = user.call("POST", f"/api/projects/{made['id']}/preview-token")
