@@ -122,6 +122,8 @@ class KubernetesRuntime(GuestRuntime):
                 if late or seen is None or not _runs(seen):
                     status = to_status(await self._objects.look(ref))
                     if status is None or status.state is ContainerState.EXITED:
+                        if status is not None and status.exit_code is not None:
+                            await self._logs.keep(ref)
                         return status
                     if status.state is ContainerState.CREATED:
                         if late:

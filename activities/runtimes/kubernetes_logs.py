@@ -30,6 +30,8 @@ _SETTLING_S: Final = 6.0
 """The end of a log is seen before the end of its container is."""
 _COMING_S: Final = 60.0
 """How long a follower waits for a pod that is on its way."""
+_SWEPT: Final = b"unable to retrieve container logs for "
+"""A kubelet's answer, as if it were the log, for a container whose remains it has removed."""
 _NO_SUCH_LOG: Final = {400, 404}  # the container hasn't begun, or the node has its log no more
 
 
@@ -57,7 +59,9 @@ class Logs:
                 yield piece
 
     async def keep(self, ref: ProjectRef) -> None:
-        """Keep the end of the log of a pod that is about to go. One that can't be had is no reason not to stop."""
+        """Keep the end of a log that is about to go: of a pod that is stopped, of a container that has ended (a node
+        sweeps up its remains when it likes). One that can't be had is no reason to fail.
+        """
         text = bytearray()
         with contextlib.suppress(RuntimeFault, TimeoutError, OSError):
             view = await self._objects.look(ref)
@@ -67,7 +71,8 @@ class Logs:
                 async for piece in pieces:
                     text += piece
                     del text[:-_KEPT_BYTES]
-            await asyncio.to_thread(self._write, ref, bytes(text))
+            if text:
+                await asyncio.to_thread(self._write, ref, bytes(text))
 
     async def forget(self, ref: ProjectRef) -> None:
         """Remove what was kept."""
@@ -76,18 +81,17 @@ class Logs:
     async def _once(self, ref: ProjectRef, view: View, tail: int) -> AsyncGenerator[bytes, None]:
         """What there is now."""
         pod = view.pod
-        if pod is None or not _has_run(pod):
-            if kept := await asyncio.to_thread(self._read, ref, tail):
-                yield kept
-            return
-        empty = True
-        for previous, pause in _places(view):
-            await asyncio.sleep(pause)
-            async for piece in self._pieces(pod, [("tailLines", str(tail))], previous=previous):
-                empty = False
-                yield piece
-            if not empty:
-                return
+        if pod is not None and _has_run(pod):
+            for previous, pause in _places(view):
+                await asyncio.sleep(pause)
+                empty = True
+                async for piece in self._pieces(pod, [("tailLines", str(tail))], previous=previous):
+                    empty = False
+                    yield piece
+                if not empty:
+                    return
+        if _state(view) is not ContainerState.RUNNING and (kept := await asyncio.to_thread(self._read, ref, tail)):
+            yield kept
 
     async def _followed(self, ref: ProjectRef, view: View, tail: int) -> AsyncGenerator[bytes, None]:
         """What there is and what comes, until the server has ended."""
@@ -149,6 +153,8 @@ class Logs:
         with faults():
             try:
                 async for piece in self._cluster.log(name_of(pod), _query(query, previous=previous), follow=follow):
+                    if piece.startswith(_SWEPT):
+                        return
                     yield piece
             except RefusedError as error:
                 if error.status not in _NO_SUCH_LOG:
