@@ -3,8 +3,8 @@
 set -eu
 
 lay() {
-  temporal-sql-tool --db "$1" create
-  # Refused where it was done before: the update below tells whether the tables are in order.
+  # Both are refused where they were done before: the update tells whether the tables are in order.
+  temporal-sql-tool --db "$1" create || true
   temporal-sql-tool --db "$1" setup-schema -v 0.0 || true
   temporal-sql-tool --db "$1" update-schema -d "/etc/temporal/schema/postgresql/v12/$2/versioned"
 }

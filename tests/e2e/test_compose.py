@@ -138,6 +138,16 @@ def test_the_socket_is_the_workers_alone(studio: Studio, project: Project) -> No
     assert "No such container" in refused["message"]
 
 
+def test_a_project_reaches_nothing_of_the_house(studio: Studio, project: Project) -> None:
+    networks = stack_of(studio).containers()["postgres"].attrs["NetworkSettings"]["Networks"].values()
+    [(database, gateway)] = [(each["IPAddress"], each["Gateway"]) for each in networks]
+    ports = [(database, "5432"), *((gateway, studio.stack.environment[name]) for name in ("API_PORT", "PREVIEW_PORT"))]
+    for host, port in ports:
+        ran = project.run(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{host}/{port}' && echo reached")
+        assert "reached" not in ran["stdout"], (host, port)
+    assert project.run("timeout 5 bash -c 'exec 3<>/dev/tcp/127.0.0.1/$PORT' && echo reached")["stdout"] == "reached\n"
+
+
 def test_nothing_listens_beyond_this_host(studio: Studio) -> None:
     for name, container in stack_of(studio).containers().items():
         for bound in (container.attrs["HostConfig"]["PortBindings"] or {}).values():
