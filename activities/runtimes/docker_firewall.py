@@ -37,10 +37,6 @@ _ANOTHERS: Final = "another's"
 _log = structlog.get_logger(__name__)
 
 
-class _AnothersError(Exception):
-    """This process may not."""
-
-
 class Firewall:
     """Keeps the host's rules as they must be; idempotent, and safe from two processes at once."""
 
@@ -62,9 +58,11 @@ class Firewall:
                 await self._run_here()
             else:
                 await self._run_in_container()
-        except _AnothersError:
-            self.state = _ANOTHERS
         except (RuntimeFault, OSError) as error:
+            if _is_forbidden(error):
+                _log.info("the host's rules are left to who may set them", reason=str(error))
+                self.state = _ANOTHERS
+                return
             if not self.state.startswith("partial"):
                 _log.warning("containers can reach the host's own networks", reason=str(error))
             self.state = f"partial: {error}"
@@ -105,12 +103,7 @@ class Firewall:
 
     async def _run_in_container(self) -> None:
         with faults():
-            try:
-                container = await self._docker.containers.create(one_shot_config(self._image, self._script))
-            except DockerError as error:
-                if error.status == FORBIDDEN:
-                    raise _AnothersError from error
-                raise
+            container = await self._docker.containers.create(one_shot_config(self._image, self._script))
             try:
                 await container.start()
                 async with asyncio.timeout(_TIMEOUT_S):
@@ -119,6 +112,10 @@ class Firewall:
                 await container.delete(force=True)
         if result["StatusCode"]:
             raise RuntimeUnavailableError("iptables can be run neither here nor in a container of the image")
+
+
+def _is_forbidden(error: Exception) -> bool:
+    return isinstance(error.__cause__, DockerError) and error.__cause__.status == FORBIDDEN
 
 
 def one_shot_config(image: str, script: str) -> dict[str, Any]:

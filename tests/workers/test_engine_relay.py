@@ -15,6 +15,7 @@ from aiodocker.exceptions import DockerError
 from docker.models.containers import Container
 
 import docker
+from activities.runtimes.docker_firewall import Firewall
 from workers.engine_relay import EngineRelay, Request, exec_body, read_request
 from workflows.contracts.names import LABEL_INSTANCE
 
@@ -131,6 +132,13 @@ async def test_nothing_is_made_changed_or_removed(tmp_path: Path, instance: str,
                 await asking
             assert refused.value.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
         assert (await container.show())["State"]["Running"]
+
+
+async def test_the_hosts_rules_are_left_to_who_may_set_them(tmp_path: Path, instance: str) -> None:
+    async with relayed(tmp_path, instance) as client:
+        firewall = Firewall(client, pool="10.202.0.0/16", image=IMAGE)
+        await firewall.ensure()
+        assert firewall.state == "another's"
 
 
 async def test_the_gateway_sees_and_runs_nothing(tmp_path: Path, instance: str, ours: Container) -> None:
