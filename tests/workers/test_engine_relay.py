@@ -157,6 +157,7 @@ async def test_events_are_those_of_ours(tmp_path: Path, instance: str, ours: Con
             theirs.kill("SIGUSR2")
             ours.kill("SIGUSR2")
             seen = json.loads(await response.content.readline())
+            response.close()  # it has no end
         assert (seen["Actor"]["ID"], seen["Action"]) == (ours.id, "kill")
 
 
