@@ -28,6 +28,9 @@ def until(ask: Callable[[], Result | None], what: str, timeout_s: float = 20.0) 
         time.sleep(0.05)
 
 
+_FRESH_S = 300.0
+
+
 @dataclass
 class Studio:
     """A stack that is ready. `mode`: where its dev servers run. `shots`: a folder for screenshots."""
@@ -55,6 +58,7 @@ class Studio:
         """Somebody who has registered; the same one for the same name."""
         if name not in self._people:
             self._people[name] = Person(self, f"{name}-{uuid4().hex[:6]}@example.com")
+        self._people[name].sign_in()
         return self._people[name]
 
     def tell(self, what: str, seconds: float) -> None:
@@ -76,10 +80,21 @@ class Person:
         answer = self.http.post("/api/auth/register", json={"email": email, "password": PASSWORD})
         assert answer.status_code == 201, answer.text
         self.id = int(answer.json()["user"]["id"])
+        self.kept: set[int] = set()
+        self._take(answer)
+
+    def sign_in(self) -> None:
+        """Anew, where the session is older than a test takes: access ends after a quarter of an hour."""
+        if time.monotonic() - self._signed_in > _FRESH_S:
+            answer = self.http.post("/api/auth/login", data={"username": self.email, "password": PASSWORD})
+            assert answer.status_code == 200, answer.text
+            self._take(answer)
+
+    def _take(self, answer: httpx.Response) -> None:
+        self._signed_in = time.monotonic()
         self.token = str(answer.json()["access_token"])
         self.http.cookies.clear()  # a program has the bearer only
         self.http.headers["Authorization"] = f"Bearer {self.token}"
-        self.kept: set[int] = set()
 
     def make(self, template: str, *, keep: bool = False) -> "Project":
         """A project that is ready. `keep`: beyond the test that asks first."""

@@ -30,7 +30,9 @@ def test_every_template_looks_as_it_should(ann: Person, tabs: BrowserContext, st
     tab.open(service.preview_link(), "Your service is live")
     expect(page.locator("#message")).to_contain_text("Hello, world!")
     shoot(page, studio.shots, "fastapi")
-    tab.open(ann.start("static").preview_link(), "Your site is live")
+    site = ann.start("static")
+    site.visit()  # a cluster's gateway hears of it a moment after it runs
+    tab.open(site.preview_link(), "Your site is live")
     page.get_by_role("button").click()
     expect(page.get_by_role("button")).to_have_text("Clicked 1 time")
     shoot(page, studio.shots, "static")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.studio import WAIT, Person, Project, until
+from tests.e2e.studio import WAIT, Person, Project, Studio, until
 from tests.e2e.tail import Tail
 
 SERVER = """\
@@ -52,7 +52,7 @@ def test_fastapi_template_restarts_with_its_source(ann: Person) -> None:
     until(lambda: project.visit("/added").text == "42", "the added route", timeout_s=15)
 
 
-def test_own_dependencies_are_installed_when_they_differ(ann: Person) -> None:
+def test_own_dependencies_are_installed_when_they_differ(studio: Studio, ann: Person) -> None:
     project = ann.make("vite-react")
     package = json.loads(project.call("GET", "/files/package.json").text)
     package["dependencies"]["left-pad"] = "1.3.0"
@@ -64,7 +64,8 @@ def test_own_dependencies_are_installed_when_they_differ(ann: Person) -> None:
     assert installs(project) == 1
     project.stop()
     project.start()
-    assert installs(project) == 1
+    # A container's log goes on where it is started again; a pod's begins anew.
+    assert installs(project) == (0 if studio.mode == "kubernetes" else 1)
 
 
 def installs(project: Project) -> int:
@@ -93,7 +94,7 @@ def test_what_isnt_told_is_detected(ann: Person) -> None:
         ('command = "exit 7"\n', "The command ended with exit code 7."),
     ],
 )
-def test_a_start_that_cant_be_says_why(ann: Person, toml: str | None, reason: str) -> None:
+def test_a_start_that_cant_be_says_why(studio: Studio, ann: Person, toml: str | None, reason: str) -> None:
     project = ann.make("static")
     gone = ["index.html", "studio.toml", "vite.config.mjs"]
     batch = {"operations": [{"op": "delete", "path": path} for path in gone], "atomic": True}
@@ -107,7 +108,9 @@ def test_a_start_that_cant_be_says_why(ann: Person, toml: str | None, reason: st
     operation = ann.http.get(asked.headers["location"]).json()
     assert (operation["state"], operation["error"]["detail"]) == ("failed", server["reason"])
     assert operation["error"]["retryable"] is False
-    assert project.knock("/", X_Preview_Token=project.preview_token()).status_code == 503
+    # Traefik 3.0, the last that old clusters understand, tells its page with the status that it stands for.
+    told = {503, 502} if studio.mode == "kubernetes" else {503}
+    assert project.knock("/", X_Preview_Token=project.preview_token()).status_code in told
 
     project.put("studio.toml", 'command = "python3 serve.py"\n')
     project.put("serve.py", SERVER)
