@@ -3,39 +3,27 @@
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.cluster import kubectl
+from tests.e2e.studio import WAIT, until
 from tests.kustomize import ROOT
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
 INGRESS = "http://127.0.0.1:8088"
-WAIT = {"Prefer": "wait=60"}
 FINAL = {"completed", "failed", "cancelled"}
 NO_ROUTE = "404 page not found\n"
 """Traefik's own, while no pod of the API is ready."""
 COMMANDS, LONG = 8, 60
 IMAGES = ("api", "worker", "postgres", "temporal-admin-tools")
 
-Result = TypeVar("Result")
-
-
-def until(ask: Callable[[], Result | None], what: str, timeout_s: float = 120.0) -> Result:
-    """The first answer that isn't None or False."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        answer = ask()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.3)
+SOON_S = 120.0
 
 
 def run(*words: str, timeout_s: float = 600.0, **environment: str) -> None:
@@ -72,7 +60,7 @@ class User:
             away = answer.status_code in {502, 503, 504} or answer.text == NO_ROUTE
             return None if away else answer
 
-        answer = until(once, f"{method} {path}")
+        answer = until(once, f"{method} {path}", SOON_S)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 
@@ -111,7 +99,7 @@ class User:
 
     def in_the_middle(self, task: str) -> None:
         """Return when its second command has begun."""
-        until(lambda: len(self.call("GET", f"/api/agent/tasks/{task}")["steps"]) >= 2, f"task {task} begins")
+        until(lambda: len(self.call("GET", f"/api/agent/tasks/{task}")["steps"]) >= 2, f"task {task} begins", SOON_S)
 
     def log(self, project: int) -> list[str]:
         return str(self.call("GET", f"/api/projects/{project}/files/log.txt")).split()
@@ -153,7 +141,7 @@ def test_from_registration_to_a_changed_page(user: User) -> None:
             answer = browser.get(path, headers=shown)
             return answer.text if answer.status_code == 200 else None
 
-        assert "Your app is live" in until(lambda: page("/src/App.jsx"), "the preview")
+        assert "Your app is live" in until(lambda: page("/src/App.jsx"), "the preview", SOON_S)
         assert browser.get("/src/App.jsx").status_code == 401
         task = user.call(
             "POST", "/api/agent/tasks", json={"project_id": made["id"], "prompt": "A better heading", "model": "demo"}

@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import pickle
 import re
+import sys
+import textwrap
 import time
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,7 @@ from activities.ports import (
     Runtime,
 )
 from activities.runtimes.guest import OUTPUT_LIMIT, collect
+from activities.runtimes.open import RuntimeMode
 from tests.runtimes.conftest import SERVE, House, no_stage, spec_of
 from tests.runtimes.waiting import until
 from workflows.contracts.names import ProjectRef
@@ -317,6 +322,44 @@ async def test_a_slow_reader_holds_the_writer_back(house: House) -> None:
             if got > 300_000:
                 break
     assert not await alive(runtime, ref, "yes")
+
+
+SILENT_S = {RuntimeMode.DOCKER: 8.0, RuntimeMode.LOCAL: 8.0, RuntimeMode.KUBERNETES: 30.0}
+"""Within which a killed service's commands have ended; in a cluster its node has to hear of it first."""
+
+
+async def test_a_service_that_is_killed_takes_its_execs_along(house: House, mode: RuntimeMode) -> None:
+    _, ref = await running(house)
+    program = textwrap.dedent(f"""
+        import asyncio, pickle
+        from activities.ports import ExecSpec
+        from activities.runtimes.open import open_runtime
+        from workflows.contracts.names import ProjectRef
+        async def main():
+            settings = pickle.loads({pickle.dumps(house.settings)!r})
+            async with open_runtime(settings) as runtime:
+                command = "setsid sh -c 'trap : TERM; while :; do date +%N > beat; sleep 0.1; done'"
+                async for _ in runtime.exec(ProjectRef{tuple(ref)!r}, ExecSpec(command)): pass
+        asyncio.run(main())
+    """)
+    beat = house.folder(ref) / "beat"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=Path(__file__).parents[2])
+    try:
+
+        async def begun() -> bool:
+            return beat.exists()
+
+        await until(begun)
+    finally:
+        process.kill()
+        await process.wait()
+
+    async def silent() -> bool:
+        before = beat.read_bytes()
+        await asyncio.sleep(0.4)
+        return beat.read_bytes() == before
+
+    await until(silent, within_s=SILENT_S[mode])
 
 
 # --- ledger ---

@@ -3,11 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-import os
-import signal
 import socket
-import sys
-import textwrap
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -359,45 +355,6 @@ def _host_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.254", 9))
         return str(probe.getsockname()[0])
-
-
-@engine_needed
-async def test_a_service_that_is_killed_takes_its_execs_along(house: House, tmp_path: Path) -> None:
-    runtime = await house.open()
-    ref = house.project()
-    await runtime.launch(spec_of(ref), on_stage=no_stage)
-    program = textwrap.dedent(f"""
-        import asyncio
-        from pathlib import Path
-        from activities.ports import ExecSpec
-        from activities.runtimes.open import RuntimeMode, RuntimeSettings, open_runtime
-        from workflows.contracts.names import ProjectRef
-        async def main():
-            settings = RuntimeSettings(RuntimeMode.DOCKER, {house.settings.instance!r}, Path("/nowhere"),
-                                       Path({str(house.settings.projects_root)!r}), image={house.settings.image!r})
-            async with open_runtime(settings) as runtime:
-                command = "setsid sh -c 'trap : TERM; while :; do date +%N > beat; sleep 0.1; done'"
-                async for _ in runtime.exec(ProjectRef{tuple(ref)!r}, ExecSpec(command)): pass
-        asyncio.run(main())
-    """)
-    beat = house.folder(ref) / "beat"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=Path(__file__).parents[2])
-    try:
-
-        async def begun() -> bool:
-            return beat.exists()
-
-        await until(begun)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        await process.wait()
-
-    async def silent() -> bool:
-        before = beat.read_bytes()
-        await asyncio.sleep(0.4)
-        return beat.read_bytes() == before
-
-    await until(silent, within_s=8)
 
 
 # --- an engine in trouble ---

@@ -1,11 +1,8 @@
 """What is the Kubernetes driver's own, on a real cluster: what keeps a server from running, and what heals."""
 
 import asyncio
-import contextlib
 import dataclasses
 import json
-import sys
-import textwrap
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -355,52 +352,6 @@ async def test_many_projects_ask_the_server_for_little(house: House, monkeypatch
     assert calls["watch"] <= 4, calls
     assert calls["PATCH"] == 3 * len(refs)
     assert calls["list"] + calls["GET"] <= 12 * len(refs), calls
-
-
-# --- a service that dies ---
-
-
-@cluster_needed
-async def test_a_service_that_is_killed_takes_its_execs_along(house: House) -> None:
-    runtime = await house.open()
-    ref = house.project()
-    await runtime.launch(spec_of(ref), on_stage=no_stage)
-    settings = house.settings
-    program = textwrap.dedent(f"""
-        import asyncio
-        from pathlib import Path
-        from activities.ports import ExecSpec
-        from activities.runtimes.open import KubernetesOptions, RuntimeMode, RuntimeSettings, open_runtime
-        from workflows.contracts.names import ProjectRef
-        async def main():
-            settings = RuntimeSettings(RuntimeMode.KUBERNETES, {settings.instance!r}, Path("/nowhere"),
-                                       Path({str(settings.projects_root)!r}), image={settings.image!r},
-                                       kubeconfig=Path({str(settings.kubeconfig)!r}),
-                                       kubernetes=KubernetesOptions({settings.kubernetes.namespace!r}))
-            async with open_runtime(settings) as runtime:
-                command = "setsid sh -c 'trap : TERM; while :; do date +%N > beat; sleep 0.1; done'"
-                async for _ in runtime.exec(ProjectRef{tuple(ref)!r}, ExecSpec(command)): pass
-        asyncio.run(main())
-    """)
-    beat = house.folder(ref) / "beat"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, cwd=Path(__file__).parents[2])
-    try:
-
-        async def begun() -> bool:
-            return beat.exists()
-
-        await until(begun, within_s=30)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-    async def silent() -> bool:
-        before = beat.read_bytes()
-        await asyncio.sleep(0.4)
-        return beat.read_bytes() == before
-
-    await until(silent, within_s=30)
 
 
 # --- a cluster in trouble ---
