@@ -1,5 +1,6 @@
 """What a test needs of the machine, by its marker. Missing: the test is skipped and says so; where STUDIO_REQUIRE
 names the need (`docker,browser,litellm,kubernetes,compose`), it fails instead, so that nothing is left out in silence.
+One that is marked `alone` fails beside others: it would fail them.
 """
 
 import os
@@ -49,6 +50,8 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("alone") and "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.fail("it runs alone: `pytest -m alone`, without -n", pytrace=False)
     required = os.environ.get("STUDIO_REQUIRE", "").split(",")
     for need, missing in NEEDS.items():
         reason = missing() if item.get_closest_marker(need) else None
