@@ -1,6 +1,6 @@
 """What a test needs of the machine, by its marker. Missing: the test is skipped and says so; where STUDIO_REQUIRE
-names the need (`docker,browser,litellm,kubernetes,compose`), it fails instead, so that nothing is left out in silence.
-One that is marked `alone` fails beside others: it would fail them.
+names the need (`docker,browser,litellm,kubernetes,node,compose`), it fails instead, so that nothing is left out in
+silence. One that is marked `alone` fails beside others: it would fail them.
 """
 
 import os
@@ -15,6 +15,7 @@ import docker
 from tests.cluster import missing_cluster
 from tests.compose import missing_compose
 from tests.litellm import missing_litellm
+from tests.node import missing_node
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -45,6 +46,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": missing_browser,
     "litellm": missing_litellm,
     "kubernetes": missing_cluster,
+    "node": missing_node,
     "compose": missing_compose,
 }
 

@@ -152,7 +152,9 @@ class Cluster:
     def _pods(self, user_id: int, project_id: int | None) -> list[Json]:
         labels = f"{LABEL_USER}={user_id}" + ("" if project_id is None else f",{LABEL_PROJECT}={project_id}")
         pods = self._plain(CoreV1Api(self._api).list_namespaced_pod(self._namespace, label_selector=labels))
-        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return [
+            pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] != "Failed"
+        ]
 
     def _plain(self, found: object) -> list[Json]:
         items: list[Json] = self._api.sanitize_for_serialization(found)["items"]

@@ -26,9 +26,9 @@ def run(command: str, **arguments: Any) -> Json:
     return {"name": "run_command", "arguments": {"command": command, **arguments}}
 
 
-def commands(count: int, key: str) -> str:
-    """A prompt for that many commands, each of which notes its number, and a last word."""
-    step = {"tokens": 10, "rate": 50, "calls": [run(f"echo {{{{n}}}} >> {LOG}; sleep 0.1; echo did {{{{n}}}}")]}
+def commands(count: int, key: str, each_s: float = 0.1) -> str:
+    """A prompt for that many commands, each of which notes its number and then takes `each_s`, and a last word."""
+    step = {"tokens": 10, "rate": 50, "calls": [run(f"echo {{{{n}}}} >> {LOG}; sleep {each_s:g}; echo did {{{{n}}}}")]}
     return script({**step, "repeat_steps": count}, {"text": "All done."}, key=key)
 
 
