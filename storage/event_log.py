@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -281,15 +282,23 @@ class EventReader:
         Ends when the project is gone, after what was left of its log. Outlasts outages of Postgres. Holds no
         database session while it waits. Close it (`contextlib.aclosing`) to end it earlier.
         """
+        async with aclosing(self.follow_batches(project_id, since=since, types=types, task_id=task_id)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def follow_batches(
+        self, project_id: int, *, since: int = 0, types: Collection[str] | None = None, task_id: str | None = None
+    ) -> AsyncGenerator[list[Event]]:
+        """As `follow`, in lists of what came together, none of them empty."""
         position = since
         wanted = _Filter(None if types is None else frozenset(types), task_id)
         async with self.listener.subscribe(EVENTS_CHANNEL, str(project_id)) as subscription:
             subscription.mark_lost()  # begin with the table
             while True:
                 news = await self._next(project_id, position, wanted, subscription)
-                for event in news.events:
-                    if event.seq > position and wanted.takes(event):
-                        yield event
+                if batch := [event for event in news.events if event.seq > position and wanted.takes(event)]:
+                    yield batch
                 if news.gone:
                     return
                 position = max(position, news.position)

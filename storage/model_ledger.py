@@ -98,7 +98,6 @@ _IS_RESERVED: Final = select(ModelCall.id).where(ModelCall.id == bindparam("call
 _MONTHLY_BUDGET: Final = (
     select(User.monthly_budget_usd).where(User.id == bindparam("user_id")).with_for_update(key_share=True)
 )
-_TASK_BUDGET: Final = select(AgentTaskRow.budget_usd).where(AgentTaskRow.id == bindparam("task_id"))
 
 
 async def reserve(session: AsyncSession, wanted: Reservation, *, default_monthly_usd: Decimal | None) -> Admission:
@@ -247,10 +246,10 @@ async def _lock_user(session: AsyncSession, user_id: int) -> Decimal | None:
 
 async def _task_account(session: AsyncSession, task_id: UUID) -> _Account | None:
     """None: the task has no budget. Raises `NotFoundError`."""
-    bounded = (await session.execute(_TASK_BUDGET, {"task_id": task_id})).one_or_none()
-    if bounded is None:
+    task = await session.get(AgentTaskRow, task_id)  # no round trip for who holds its lock
+    if task is None:
         raise NotFoundError("This task is gone.")
-    if bounded[0] is None:
+    if task.budget_usd is None:
         return None
     open_usd, open_calls = _open(ModelCall.task_id == task_id)
     # One statement, so one moment: between two, a call could be settled and be in neither sum.

@@ -22,7 +22,7 @@ from api.pagination import Page, PageQuery
 from api.prefer import WantedWait, operation_location
 from api.projects.dependencies import require_owned
 from api.services import Services, ServicesDep
-from api.sse import ServerSentEvent, event_frame, event_stream
+from api.sse import event_frames, event_stream
 from storage import projects, task_log, task_steps, task_views
 from storage.agent_tasks import TaskRecord
 from storage.task_views import TaskFilter
@@ -213,11 +213,13 @@ async def task_events(
     return event_stream(frames, allowed=partial(may_still_see, services, user, project))
 
 
-async def _frames(services: Services, task: TaskRecord, since: int) -> AsyncIterator[ServerSentEvent]:
-    async with aclosing(services.events.follow(task.project_id, since=since, task_id=str(task.id))) as events:
-        async for event in events:
-            yield event_frame(event)
-            if _is_final(event):
+async def _frames(services: Services, task: TaskRecord, since: int) -> AsyncIterator[bytes]:
+    follow = services.events.follow_batches(task.project_id, since=since, task_id=str(task.id))
+    async with aclosing(follow) as batches:
+        async for batch in batches:
+            end = next((n for n, event in enumerate(batch, start=1) if _is_final(event)), None)
+            yield event_frames(batch[:end])
+            if end is not None:
                 return
 
 

@@ -12,7 +12,7 @@ from api.auth.dependencies import StreamUser
 from api.errors import problems
 from api.projects.dependencies import StreamedProject
 from api.services import Services, ServicesDep
-from api.sse import ServerSentEvent, event_frame, event_stream
+from api.sse import event_frames, event_stream
 from workflows.contracts.errors import InvalidError
 from workflows.contracts.events import EventType
 
@@ -78,7 +78,7 @@ async def project_events(
 
 async def _frames(
     services: Services, project_id: int, since: int, types: frozenset[str] | None
-) -> AsyncIterator[ServerSentEvent]:
-    async with aclosing(services.events.follow(project_id, since=since, types=types)) as events:
-        async for event in events:
-            yield event_frame(event)
+) -> AsyncIterator[bytes]:
+    async with aclosing(services.events.follow_batches(project_id, since=since, types=types)) as batches:
+        async for batch in batches:
+            yield event_frames(batch)
