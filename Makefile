@@ -50,8 +50,8 @@ format: .venv/.synced
 # take something from all others.
 test: .venv/.synced
 	@failed=; \
-	$(BIN)/pytest -n 3 --dist loadfile -m "not alone" || failed=yes; \
-	$(BIN)/pytest -m alone || failed=yes; \
+	$(BIN)/pytest -n 3 --dist loadfile -m "not alone" --durations 40 || failed=yes; \
+	$(BIN)/pytest -m alone --durations 20 || failed=yes; \
 	test -z "$$failed"
 
 # Parts of `make test` on their own: those that kill processes, and those that take longer than ten seconds.
