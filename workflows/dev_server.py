@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
         ServerExit,
         StateChange,
     )
-    from workflows.failures import TIMED_OUT, cause_of
+    from workflows.failures import TIMED_OUT, cause_of, earlier_cause
     from workflows.handover import hand_over, should_hand_over
 
 _PINNED_LOOK = timedelta(minutes=5)
@@ -149,13 +149,15 @@ class DevServer:
             self._served = self._command.generation
 
     async def _bring_up(self) -> _Next:
+        late = "It wasn't up"
         try:
             await self._launch()
+            late = "It didn't answer over HTTP"
             ended = await self._do(DevServerActivities.probe_dev_server, "wait for HTTP", self._bounds.probe())
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            return await self._start_failed(error)
+            return await self._start_failed(error, late)
         if ended is not None:
             return await self._ended_by_itself(ended)
         self._running = True
@@ -177,16 +179,28 @@ class DevServer:
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(lambda: self._settled, timeout=_PROVISION_LOOK)
 
-    async def _start_failed(self, error: ActivityError) -> _Next:
+    async def _start_failed(self, error: ActivityError, late: str) -> _Next:
+        """`late`: what has not come true when its time was over."""
         code, detail = cause_of(error)
         if code == SUPERSEDED:
             return _Next.END
         self._take_in_newer_starts()
         if code == TIMED_OUT:
-            detail = f"It didn't answer over HTTP within {self._server.start_timeout_s:g} s."
-        await self._do(DevServerActivities.stop_dev_server, "stop what failed", policies.STOP)
+            before = earlier_cause(error)
+            detail = (
+                f"{late} within {self._server.start_timeout_s:g} s.{f' An earlier try: {before}' if before else ''}"
+            )
+        await self._give_up()
         await self._record(DevServerState.FAILED, reason=detail, code=code, with_log=code == TIMED_OUT)
         return _Next.END
+
+    async def _give_up(self) -> None:
+        """Stop what a failed start has left. The failure is told also where that can't be done now."""
+        try:
+            await self._do(DevServerActivities.stop_dev_server, "stop what failed", policies.GIVING_UP)
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
 
     # --- running ---
 

@@ -17,3 +17,9 @@ def cause_of(error: ActivityError) -> tuple[str, str]:
             return WORKER_LOST, "The worker that did this was lost, and so were those that tried it again."
         return TIMED_OUT, "It took longer than its bound."
     return "failed", "It failed for a reason that is in the operators' log."
+
+
+def earlier_cause(error: ActivityError) -> str | None:
+    """What the attempt before said when time ran out during the last one; None when that was the first."""
+    before = None if error.cause is None else error.cause.__cause__
+    return before.message if isinstance(before, ApplicationError) else None

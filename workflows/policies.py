@@ -65,6 +65,15 @@ STOP = ActivityConfig(
     retry_policy=_backing_off(),
 )
 
+GIVING_UP = ActivityConfig(
+    # As a stop.
+    start_to_close_timeout=timedelta(seconds=60),
+    heartbeat_timeout=_HEARTBEAT,
+    # The owner is waiting to hear that a start has failed: what can't be stopped by then is left to Reconcile.
+    schedule_to_close_timeout=timedelta(minutes=2),
+    retry_policy=_backing_off(),
+)
+
 COMPENSATION = ActivityConfig(
     start_to_close_timeout=timedelta(minutes=5),
     heartbeat_timeout=_HEARTBEAT,

@@ -169,6 +169,23 @@ async def test_a_server_that_never_answers_fails_at_the_start_timeout(temporal: 
         assert not server.world.running
 
 
+async def test_a_launch_that_is_out_of_time_tells_what_it_has_heard(temporal: WorkflowEnvironment) -> None:
+    async with entity(temporal, worlds.SilentNode()) as server:
+        await server.command(1, START, start_timeout_s=2)
+        await server.ended()
+        last = server.world.changes[-1]
+        assert (last.state, last.code) == ("failed", "timed_out")
+        assert last.reason == "It wasn't up within 2 s. An earlier try: The node doesn't answer."
+
+
+async def test_a_failure_is_told_though_what_it_left_cant_be_stopped(temporal: WorkflowEnvironment) -> None:
+    async with entity(temporal, worlds.LeftOver()) as server:
+        await server.command(1, START)
+        await server.ended()
+        assert server.world.notes == ["launch 1", "stop", "failed"]
+        assert server.world.changes[-1].code == "image_missing"
+
+
 async def test_a_crash_before_the_first_answer_tells_the_exit_code(temporal: WorkflowEnvironment) -> None:
     async with entity(temporal, worlds.CrashingServer()) as server:
         await server.command(1, START)

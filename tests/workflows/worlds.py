@@ -190,6 +190,26 @@ class MissingImage(DevServerWorld):
         raise ApplicationError("The image is missing.", type="image_missing", non_retryable=True)
 
 
+class LeftOver(MissingImage):
+    """What the launch has left can't be stopped: the engine has gone meanwhile, for longer than a start is given."""
+
+    @activity.defn(name="stop_dev_server")
+    async def stop_dev_server(self, step: DevServerStep) -> None:
+        self.notes.append("stop")
+        raise ApplicationError("The engine is away.", type="runtime_unavailable", next_retry_delay=timedelta(hours=1))
+
+
+class SilentNode(DevServerWorld):
+    """The first launch says that its node doesn't answer; the next one waits for it."""
+
+    @activity.defn(name="launch_dev_server")
+    async def launch_dev_server(self, step: DevServerStep) -> None:
+        if activity.info().attempt == 1:
+            raise ApplicationError("The node doesn't answer.", type="runtime_unavailable")
+        async with working():
+            await asyncio.get_running_loop().create_future()
+
+
 class FlakyEngine(DevServerWorld):
     """The engine is away for the first three launches."""
 
