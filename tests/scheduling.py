@@ -10,7 +10,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-END_TO_END = re.compile(r"tests/e2e/.*?\[(docker|local)\b")
+END_TO_END = re.compile(r"tests/e2e/.*?\[(docker|local|kubernetes)\b")
 
 
 class ByFileOrStack(LoadFileScheduling):  # type: ignore[misc]  # xdist comes without types
@@ -22,4 +22,9 @@ class ByFileOrStack(LoadFileScheduling):  # type: ignore[misc]  # xdist comes wi
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFileOrStack | None:
-    return ByFileOrStack(config, log) if config.getvalue("dist") == "loadfile" else None
+    if config.getvalue("dist") != "loadfile":
+        return None
+    # In the folders' order. Those of many tests first, as it is otherwise, leaves the long stories for the end, where
+    # one process is busy and the others have nothing left to do.
+    config.option.loadscopereorder = False
+    return ByFileOrStack(config, log)
