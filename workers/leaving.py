@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
@@ -56,6 +58,20 @@ async def await_handover(deployment: WorkerDeployment, build_id: str, limit_s: f
             await _hand_over(deployment, build_id)
     except TimeoutError:
         log.warning("worker.left_work_behind", build=build_id, limit_s=limit_s)
+
+
+def giving_up(limit_s: float) -> Callable[[BaseException], Awaitable[None]]:
+    """What a worker does that can't ask for work any more: its process ends within `limit_s`, for another to be begun.
+
+    The library gives up by itself after some time of answers that make no sense, e.g. of a proxy before Temporal. Then
+    it waits for activities that it can't reach any more, for ever, in a process that looks well from outside.
+    """
+
+    async def give_up(error: BaseException) -> None:
+        log.error("worker.failed", reason=str(error)[:500], limit_s=limit_s)
+        asyncio.get_running_loop().call_later(limit_s, os._exit, 1)
+
+    return give_up
 
 
 async def _is_superseded(deployment: WorkerDeployment, build_id: str) -> bool:

@@ -38,7 +38,7 @@ from api.log import configure_logging
 from workers.agent_tasks import open_agent_tasks
 from workers.deployment import WorkerDeployment, deployment_config
 from workers.engine_relay import engine_relays
-from workers.leaving import await_handover, await_release
+from workers.leaving import await_handover, await_release, giving_up
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import template_folders
 from workers.wiring import Foundation, dev_server_limits, open_foundation, revealed
@@ -155,6 +155,7 @@ def make_worker(client: Client, foundation: Foundation, settings: ServiceSetting
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=timedelta(seconds=settings.worker_grace_s),
         deployment_config=_deployment_config(settings),
+        on_fatal_error=giving_up(settings.worker_grace_s),
     )
 
 
