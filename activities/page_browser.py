@@ -1,7 +1,8 @@
 """Chromium for one page: a new profile, no privileges, no environment of ours, and one way out.
 
-The page is a user's own code, so its browser is taken for hostile: where this process is root it runs as `nobody`, and
-a process between the two (`activities/page_visitor.py`) listens to it.
+The page is a user's own code, so its browser is taken for hostile: where this process is root it runs as `nobody`, as
+anybody it is kept to its own folder and the gateway (`activities/page_confinement.py`), and a process between the two
+(`activities/page_visitor.py`) listens to it.
 """
 
 import asyncio
@@ -14,12 +15,14 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 import structlog
 from pydantic import ValidationError
 
+from activities import page_confinement
 from activities.addresses import Resolver
 from activities.page_gateway import PageGateway
 from activities.page_view import PageView, Visit
@@ -62,9 +65,10 @@ async def look_at(program: str, address: PreviewAddress, path: str, look: Look, 
 
     Takes as long as the page lets it: bound it. Raises `BrowserError`.
     """
-    folder = await asyncio.to_thread(_prepare, program)
-    try:
-        async with PageGateway(address.url, resolver) as gateway:
+    _warn_of_what_is_missing()
+    async with PageGateway(address.url, resolver) as gateway:
+        folder = await asyncio.to_thread(_prepare, program, gateway.port)
+        try:
             visit = Visit(
                 preview=address.url,
                 token=address.token,
@@ -78,8 +82,8 @@ async def look_at(program: str, address: PreviewAddress, path: str, look: Look, 
             )
             view = await _visit(visit, folder)
             _explain(view, gateway)
-    finally:
-        await _remove(folder)
+        finally:
+            await _remove(folder)
     if view.error is not None:
         found = [finding.text for finding in view.findings]
         raise BrowserError("\n".join([f"The page can't be opened: {view.error}", *found]))
@@ -139,11 +143,21 @@ async def _exchange(process: asyncio.subprocess.Process, question: bytes) -> byt
 # --- processes and folders --------------------------------------------------------------------------------------
 
 
-def _prepare(program: str) -> Path:
+@cache
+def _warn_of_what_is_missing() -> None:
+    """Say once of this machine what it can't keep a browser from."""
+    missing = page_confinement.missing_confinement()
+    if missing:
+        log.warning("page_browser.not_confined", missing=missing, hint="Landlock: Linux 6.12, and seccomp that lets it")
+
+
+def _prepare(program: str, port: int) -> Path:
     """A folder with the profile and the program that starts the browser in it, as who it is to be."""
-    command = shlex.join([*_as_unprivileged(), program])
+    as_who = _as_unprivileged()
     folder = Path(tempfile.mkdtemp(prefix="studio-page-"))
     profile = folder / "profile"
+    confined = [sys.executable, "-I", "-S", page_confinement.__file__, str(profile), str(port), program]
+    command = shlex.join([*confined, *as_who, program])
     profile.mkdir(mode=0o700)
     if os.geteuid() == 0:
         folder.chmod(0o711)

@@ -19,12 +19,14 @@ RUN UV_PROJECT_ENVIRONMENT=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_
 FROM ${BASE_IMAGE}
 ARG BROWSER="chromium fonts-liberation libatomic1"
 # git: projects from a repository. ripgrep: the agent's search. util-linux's setpriv: the browser's own user.
+# tini has the worker's environment: of a program that a user can't read, the user's other processes see none of it.
 RUN set -eu; wanted="ca-certificates git ripgrep tini util-linux ${BROWSER}"; \
     if ! dpkg --status $wanted >/dev/null 2>&1; then \
         apt-get update -q; \
         DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $wanted; \
         rm -rf /var/lib/apt/lists/*; \
     fi; \
+    chmod 0711 "$(command -v tini)"; \
     useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin studio
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /opt/studio

@@ -14,6 +14,7 @@ from api.services import ApiConfig, Services
 from api.temporal import TemporalGateway
 from storage.event_listener import EventListener
 from storage.event_log import EventReader
+from workers.secrecy import keep_to_itself
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import load_templates
 from workers.wiring import model_settings, open_foundation, revealed
@@ -79,6 +80,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
+    keep_to_itself()
     settings = load_service_settings()
     configure_logging(json_lines=not sys.stderr.isatty(), level=settings.log_level.number)
     uvicorn.run(

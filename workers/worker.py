@@ -39,6 +39,7 @@ from workers.agent_tasks import open_agent_tasks
 from workers.deployment import WorkerDeployment, deployment_config
 from workers.engine_relay import engine_relays
 from workers.leaving import await_handover, await_release, giving_up
+from workers.secrecy import keep_to_itself
 from workers.settings import ServiceSettings, load_service_settings
 from workers.templates import template_folders
 from workers.wiring import Foundation, dev_server_limits, open_foundation, revealed
@@ -257,6 +258,7 @@ async def _main(settings: ServiceSettings) -> None:
 
 def main() -> None:
     """Work until SIGTERM or SIGINT."""
+    keep_to_itself()
     settings = load_service_settings()
     configure_logging(json_lines=not sys.stderr.isatty(), level=settings.log_level.number)
     uvloop.run(_main(settings))

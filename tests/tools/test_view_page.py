@@ -151,8 +151,8 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     made: list[Path] = []
     prepare = page_browser._prepare
 
-    def note(program: str) -> Path:
-        made.append(prepare(program))
+    def note(program: str, port: int) -> Path:
+        made.append(prepare(program, port))
         return made[-1]
 
     monkeypatch.setattr(page_browser, "_prepare", note)
@@ -184,7 +184,9 @@ async def test_a_cancelled_look_leaves_nothing_and_its_browser_had_nothing(
                 await asyncio.sleep(0.05)
         (folder,) = folders
         process = Path("/proc") / (folder / "pid").read_text().strip()
-        assert b"SECRET_KEY" not in (process / "environ").read_bytes()
+        assert process.name in processes(folder)
+        for pid in processes(folder):
+            assert b"SECRET_KEY" not in (Path("/proc") / pid / "environ").read_bytes()
         if os.geteuid() == 0:
             owner = pwd.getpwnam("nobody").pw_uid
             assert f"Uid:\t{owner}\t{owner}\t{owner}\t{owner}" in (process / "status").read_text()
