@@ -87,6 +87,8 @@ async def open_exec(cluster: Cluster, pod: str, container: str) -> AsyncIterator
             if error.status == _BAD_REQUEST:
                 raise NotRunningError("The dev server has just ended.") from error
             raise
+        except TimeoutError as error:  # the API server has just answered: it waits for the kubelet, too
+            raise RuntimeUnavailableError("The dev server's node doesn't answer.") from error
     try:
         yield PodChannel(connection)
     finally:
