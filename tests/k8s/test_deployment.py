@@ -1,16 +1,19 @@
 """The service's own manifests, read from each overlay as it would be applied: what pods have, and what fits what."""
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import kubernetes_validate
 import pytest
 
 from tests.kustomize import ROOT, render
+from workers.api import _GRACE_S
 from workers.gateway import manifests
 from workers.settings import ServiceSettings, Settings
 from workers.stack.traefik_config import dynamic_config
 from workflows import policies
+from workflows.contracts.names import TASK_QUEUE
 
 OVERLAYS = {name: render(ROOT / "k8s" / "overlays" / name) for name in ("local", "production")}
 SCHEMAS = ("1.30", kubernetes_validate.latest_version().rpartition(".")[0])
@@ -103,6 +106,9 @@ def test_every_container_has_bounds_and_every_server_its_probes(name: str) -> No
     for workload in of(name, "Deployment", "StatefulSet"):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         assert {"readinessProbe", "livenessProbe"} <= container.keys(), container["name"]
+    (api,) = one(name, "Deployment", "studio-api")["spec"]["template"]["spec"]["containers"]
+    paths = {probe: api[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert paths == {"startupProbe": "/readyz", "readinessProbe": "/healthz", "livenessProbe": "/healthz"}
 
 
 @overlay
@@ -180,10 +186,12 @@ def test_an_end_has_the_time_that_it_takes(name: str) -> None:
     worker = one(name, "Deployment", "studio-worker")["spec"]["template"]["spec"]
     told = environment(worker["containers"][0])
     drain, grace = int(told["WORKER_DRAIN_S"]), int(told["WORKER_GRACE_S"])
-    silent = [each for each in vars(policies).values() if isinstance(each, dict) and not each.get("heartbeat_timeout")]
-    bounds = [each["start_to_close_timeout"].total_seconds() for each in silent if "start_to_close_timeout" in each]
-    assert bounds
-    assert grace > max(bounds)
+    start = policies.StartBounds(start_timeout_s=600)
+    classes: list[Any] = [start.launch(), start.probe()]
+    classes += [each for each in vars(policies).values() if isinstance(each, dict) and "retry_policy" in each]
+    silent = [each for each in classes if not each.get("heartbeat_timeout")]
+    assert policies.ROW in silent
+    assert grace > max(each["start_to_close_timeout"].total_seconds() for each in silent)
     assert worker["terminationGracePeriodSeconds"] >= drain + grace + 30
     release = one(name, "Job", "studio-release")["spec"]
     (container,) = release["template"]["spec"]["containers"]
@@ -192,7 +200,12 @@ def test_an_end_has_the_time_that_it_takes(name: str) -> None:
     assert release["activeDeadlineSeconds"] > drain + 600
     api = one(name, "Deployment", "studio-api")["spec"]["template"]["spec"]
     (pause,) = [int(api["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])]
-    assert api["terminationGracePeriodSeconds"] > pause + 10
+    assert api["terminationGracePeriodSeconds"] > pause + _GRACE_S + 10
+
+
+def test_no_activity_has_time_limits_beside_those_that_an_end_is_measured_by() -> None:
+    files = [path for path in (ROOT / "workflows").rglob("*.py") if path.name != "policies.py"]
+    assert [str(path) for path in files if "to_close_timeout" in path.read_text()] == []
 
 
 @overlay
@@ -212,15 +225,32 @@ def test_production_names_each_image_by_a_version_and_scales_by_itself() -> None
         budget = one("production", "PodDisruptionBudget", called)["spec"]
         assert budget["maxUnavailable"] == 1
     assert one("production", "HorizontalPodAutoscaler", "studio-api")["spec"]["minReplicas"] >= 2
-    scaled = one("production", "ScaledObject", "studio-worker")["spec"]
-    assert scaled["minReplicaCount"] >= 2
-    told = {trigger["metadata"]["queueTypes"]: trigger["metadata"] for trigger in scaled["triggers"]}
-    assert told.keys() == {"activity", "workflow"}
-    for metadata in told.values():
-        assert metadata["endpoint"] == config("production")["TEMPORAL_ADDRESS"]
-        assert metadata["namespace"] == config("production")["TEMPORAL_NAMESPACE"]
-        assert metadata["workerDeploymentName"] == config("production")["WORKER_DEPLOYMENT"]
-        assert metadata["workerDeploymentBuildId"] == "1.0.0"
+
+
+def test_keda_is_told_in_its_own_words() -> None:
+    """Literally, since its schema isn't among those that manifests are checked by."""
+    scaled = one("production", "ScaledObject", "studio-worker")
+    assert scaled["apiVersion"] == "keda.sh/v1alpha1"
+    backlog = {
+        "endpoint": config("production")["TEMPORAL_ADDRESS"],
+        "namespace": config("production")["TEMPORAL_NAMESPACE"],
+        "taskQueue": TASK_QUEUE,
+        "targetQueueSize": "20",
+        "workerDeploymentName": config("production")["WORKER_DEPLOYMENT"],
+        "workerDeploymentBuildId": "1.0.0",
+    }
+    slowly = {"stabilizationWindowSeconds": 1800, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 600}]}
+    assert scaled["spec"] == {
+        "scaleTargetRef": {"name": "studio-worker"},
+        "minReplicaCount": 2,
+        "maxReplicaCount": 20,
+        "pollingInterval": 15,
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": slowly}}},
+        "triggers": [
+            {"type": "temporal", "metadata": backlog | {"queueTypes": "activity"}},
+            {"type": "temporal", "metadata": backlog | {"queueTypes": "workflow"}},
+        ],
+    }
 
 
 def test_production_is_encrypted_from_outside() -> None:
@@ -228,6 +258,7 @@ def test_production_is_encrypted_from_outside() -> None:
     host = ingress["spec"]["rules"][0]["host"]
     assert config("production")["PUBLIC_URL"] == f"https://{host}"
     assert ingress["spec"]["tls"][0]["hosts"] == [host]
+    assert ingress["metadata"]["annotations"]["cert-manager.io/cluster-issuer"] == "letsencrypt"
     assert config("production")["PREVIEW_SCHEME"] == "https"
 
 
@@ -253,15 +284,22 @@ def test_nobody_is_spoken_to_but_by_those_who_have_to(name: str) -> None:
     assert set(speakers) == OURS
 
 
-def test_a_gateways_middlewares_are_those_that_previews_name() -> None:
+def test_not_everybody_is_believed_about_a_clients_address() -> None:
+    networks = [ip_network(word) for word in config("production")["TRUSTED_PROXIES"].split(",")]
+    assert networks
+    assert all(network.is_private and network.prefixlen >= 8 for network in networks)
+
+
+@overlay
+def test_a_gateways_middlewares_are_those_that_previews_name(name: str) -> None:
     made = manifests(dynamic_config(preview_domain="example.net", api_url="http://api", gate_key="k"), "studio")[
         "items"
     ]
     names = {f"studio-{each['metadata']['name']}@kubernetescrd" for each in made if each["kind"] == "Middleware"}
-    assert set(config("production")["PREVIEW_MIDDLEWARES"].split(",")) <= names
+    assert set(config(name)["PREVIEW_MIDDLEWARES"].split(",")) <= names
     (route,) = [each for each in made if each["kind"] == "IngressRoute"]
     known = {each["metadata"]["name"] for each in made}
-    services = {each["metadata"]["name"] for each in of("production", "Service")}
+    services = {each["metadata"]["name"] for each in of(name, "Service")}
     (rule,) = route["spec"]["routes"]
     assert {each["name"] for each in rule["middlewares"]} <= known
     assert {each["name"] for each in rule["services"]} <= services
