@@ -58,7 +58,8 @@ class ContainerState(StrEnum):
 class ContainerStatus:
     """A container as the runtime sees it now. `exit_code` only when `exited`.
 
-    `address` is where the server inside is reached from the service's host, None unless running.
+    `address` is where the server inside is reached from the service's host, None unless running. `lingering`: exited,
+    and what it ran in still holds memory of the installation's until `wait`, `stop` or a start has seen to it.
     """
 
     ref: ProjectRef
@@ -69,6 +70,7 @@ class ContainerStatus:
     exit_code: int | None = None
     out_of_memory: bool = False
     address: tuple[str, int] | None = None
+    lingering: bool = False
 
 
 @dataclass(frozen=True)

@@ -219,8 +219,10 @@ class Reconciliation(ReconcileActivities):
         return project is None or project.user_id != ref.user_id
 
     async def _is_stray(self, container: ContainerStatus, settled: datetime) -> bool:
-        """Whether it runs though its row has said for long that it doesn't, and nobody is at it."""
-        if container.state != ContainerState.RUNNING:
+        """Whether it runs, or holds what it ran in, though its row has said for long that it doesn't run, and nobody
+        is at it.
+        """
+        if container.state != ContainerState.RUNNING and not container.lingering:
             return False
         async with self._database.transaction() as session:
             server = await dev_servers.get(session, container.ref.project_id)

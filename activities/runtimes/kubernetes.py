@@ -1,11 +1,12 @@
 """The Kubernetes driver: a Deployment, a Service and an Ingress per dev server, in one namespace for all projects.
 
 The Deployment's existence is the container's; that it wants a pod is that it is started. A pod whose server has ended
-parks (`kubernetes_spec.PARKING`): it stays to tell exit code and log. Nothing is kept in this process but a watch that
-says when to look.
+parks (`kubernetes_spec.PARKING`) until a worker has kept exit code and log: then it goes, with the memory that it
+holds. Nothing is kept in this process but a watch that says when to look.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from activities.errors import (
     ContainerMissingError,
     NameTakenError,
     NotRunningError,
+    ResourcesExhaustedError,
     RuntimeFault,
     RuntimeUnavailableError,
     SpecInvalidError,
@@ -29,9 +31,18 @@ from activities.runtimes.kubernetes_channels import PodChannel, open_exec
 from activities.runtimes.kubernetes_client import Cluster
 from activities.runtimes.kubernetes_logs import Logs
 from activities.runtimes.kubernetes_objects import ProjectObjects
-from activities.runtimes.kubernetes_spec import CONTAINER_NAME, KubernetesContainerSettings, selector
+from activities.runtimes.kubernetes_spec import CONTAINER_NAME, POD_GRACE_S, KubernetesContainerSettings, selector
 from activities.runtimes.kubernetes_start import Start
-from activities.runtimes.kubernetes_status import View, is_leaving, made_from, name_of, to_status, uid_of, wants_pod
+from activities.runtimes.kubernetes_status import (
+    View,
+    end_of,
+    is_leaving,
+    made_from,
+    name_of,
+    to_status,
+    uid_of,
+    wants_pod,
+)
 from activities.runtimes.kubernetes_watch import SharedWatch
 from activities.runtimes.probing import answers_soon
 from activities.runtimes.spec import PROJECT_FOLDER, check_environment
@@ -40,6 +51,10 @@ from workflows.contracts.names import ProjectRef, project_subpath, user_subpath
 _TERMINALS: Final = "/tmp/.studio/terminals"  # noqa: S108 -- in the pod's memory
 _HEALING_S: Final = 60.0
 """How long a pod that went away may take to have a successor that runs."""
+_QUOTA_S: Final = 10.0
+_QUOTA_PAUSE_S: Final = 1.0
+_KEEPING_S: Final = 15.0
+"""How long the end of a server is told later because what its pod knows is still being kept."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +101,17 @@ class KubernetesRuntime(GuestRuntime):
             await self._objects.remove(spec.ref, uid=uid_of(view.deployment))
         await on_stage("starting")
         old = await self._clear(spec.ref, view, removed=not right)
+        await self._logs.forget(spec.ref)
         return await self._bring_up(spec, old)
 
-    async def stop(self, ref: ProjectRef, *, grace_s: float = 5.0) -> None:  # noqa: ARG002 -- the pod's own, 5 s
-        """See `Runtime.stop`. The end of its log is kept."""
-        await self._logs.keep(ref)
-        if await self._objects.want_none(ref):
-            await self._objects.gone(ref)
+    async def stop(self, ref: ProjectRef, *, grace_s: float = POD_GRACE_S) -> None:
+        """See `Runtime.stop`. The end of its log is kept. It has at most 5 s to end, see `ProjectObjects.want_none`."""
+        view = await self._objects.look(ref)
+        await self._logs.keep(ref, view)
+        if end_of(view) is not None:
+            await self._objects.let_go(ref)
+        await self._objects.want_none(view, grace_s=grace_s)
+        await self._objects.gone(ref)
 
     async def remove(self, ref: ProjectRef) -> None:
         """See `Runtime.remove`."""
@@ -113,22 +132,24 @@ class KubernetesRuntime(GuestRuntime):
         return [status for status in statuses if status is not None]
 
     async def wait(self, ref: ProjectRef) -> ContainerStatus | None:
-        """See `Runtime.wait`. A pod that is lost (deleted, evicted, its node gone) is waited for anew, for a minute."""
+        """See `Runtime.wait`. A pod that is lost (deleted, evicted, its node gone) is waited for anew, for a minute.
+        The pod of a server that has ended is let go.
+        """
         heals_until: float | None = None
         with self._watch.bell(ref) as bell:
             while True:
                 seen = bell.view()
                 late = heals_until is not None and time.monotonic() >= heals_until
                 if late or seen is None or not _runs(seen):
-                    status = to_status(await self._objects.look(ref))
+                    view = await self._objects.look(ref)
+                    status = to_status(view)
                     if status is None or status.state is ContainerState.EXITED:
-                        if status is not None and status.exit_code is not None:
-                            await self._logs.keep(ref)
+                        await self._let_go(ref, view)
                         return status
                     if status.state is ContainerState.CREATED:
                         if late:
                             return status
-                        heals_until = heals_until or time.monotonic() + _HEALING_S
+                        heals_until = heals_until or await self._begin_healing(ref)
                     else:
                         heals_until = None
                 else:
@@ -173,9 +194,35 @@ class KubernetesRuntime(GuestRuntime):
         await self._watch.close()
         await self._cluster.close()
 
+    async def _begin_healing(self, ref: ProjectRef) -> float:
+        """The time by which a pod that is lost has to have a successor."""
+        until = time.monotonic() + _HEALING_S
+        await self._objects.tidy(ref)
+        return until
+
+    async def _let_go(self, ref: ProjectRef, view: View) -> None:
+        """Keep what the pod of an ended server knows, then have it go. What can't be done is left to the next `stop`:
+        that the server has ended is told all the same.
+        """
+        with contextlib.suppress(RuntimeFault, TimeoutError):
+            async with asyncio.timeout(_KEEPING_S):
+                if end_of(view) is not None and await self._logs.keep(ref, view):
+                    await self._objects.let_go(ref)
+
     # --- starting ---
 
     async def _bring_up(self, spec: DevServerSpec, old: frozenset[str]) -> ContainerStatus:
+        """Bring it up. A quota that is used up is asked again for a while: pods that have just ended still count."""
+        patient_until = time.monotonic() + _QUOTA_S
+        while True:
+            try:
+                return await self._try_once(spec, old)
+            except ResourcesExhaustedError:
+                if time.monotonic() > patient_until:
+                    raise
+                await asyncio.sleep(_QUOTA_PAUSE_S)
+
+    async def _try_once(self, spec: DevServerSpec, old: frozenset[str]) -> ContainerStatus:
         lasting = True
         try:
             await self._objects.apply(spec, with_server=True)
@@ -191,25 +238,28 @@ class KubernetesRuntime(GuestRuntime):
 
     async def _clear(self, ref: ProjectRef, view: View, *, removed: bool) -> frozenset[str]:
         """Have former pods out of the way; the uids of those that mustn't be taken for the new one."""
-        status = to_status(view)
-        if removed or not wants_pod(view):
+        ended = end_of(view) is not None
+        if ended and not removed:
+            # By way of the Deployment, so that a `wait` that is about to do the same comes too late once it is started.
+            await self._objects.let_go(ref)
+        if removed or ended or not wants_pod(view):
             old = frozenset(map(uid_of, view.pods))
             if old:
                 await self._objects.gone(ref, old)
             return old
-        if status is not None and status.state is ContainerState.EXITED and view.pod is not None:
-            await self._objects.remove_pod(view.pod)
-            return frozenset({uid_of(view.pod)})
         return frozenset(uid_of(pod) for pod in view.pods if is_leaving(pod))
 
     def _check_folders(self, ref: ProjectRef) -> None:
         """The project's folder is there, and the user's cache: the kubelet would make what is missing, as root."""
         root, containers = self._settings.projects_root, self._settings.containers
         if not (root / project_subpath(ref)).is_dir():
-            raise SpecInvalidError("The project's folder isn't there on the projects' volume.")
+            raise SpecInvalidError("The project's folder isn't there on the projects' volume, or isn't a folder.")
         cache = root / user_subpath(ref.user_id) / "cache"
         if not cache.is_dir():
-            cache.mkdir(parents=True, exist_ok=True)
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise SpecInvalidError("The owner's cache on the projects' volume isn't a folder.") from error
             if os.geteuid() == 0:
                 os.chown(cache, containers.uid, containers.gid)
 

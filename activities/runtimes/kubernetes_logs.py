@@ -10,8 +10,9 @@ import math
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from activities.errors import ContainerMissingError, RuntimeFault
 from activities.ports import ContainerState
@@ -25,9 +26,10 @@ from workflows.contracts.names import ProjectRef, user_subpath
 _KEPT_LINES: Final = 10_000
 _KEPT_BYTES: Final = 1024 * 1024
 _KEEPING_S: Final = 5.0
-_POLL_S: Final = 0.25
 _SETTLING_S: Final = 6.0
 """The end of a log is seen before the end of its container is."""
+_LAST_S: Final = 2.0
+"""The end of a container is seen before the last of its log is: a kubelet looks each second."""
 _COMING_S: Final = 60.0
 """How long a follower waits for a pod that is on its way."""
 _SWEPT: Final = b"unable to retrieve container logs for "
@@ -58,21 +60,22 @@ class Logs:
             async for piece in pieces:
                 yield piece
 
-    async def keep(self, ref: ProjectRef) -> None:
+    async def keep(self, ref: ProjectRef, view: View) -> bool:
         """Keep the end of a log that is about to go: of a pod that is stopped, of a container that has ended (a node
-        sweeps up its remains when it likes). One that can't be had is no reason to fail.
+        sweeps up its remains when it likes). Whether that is done; what can't be had is no reason to fail.
         """
+        if view.pod is None or not _has_run(view.pod):
+            return True
         text = bytearray()
         with contextlib.suppress(RuntimeFault, TimeoutError, OSError):
-            view = await self._objects.look(ref)
-            if view.pod is None or not _has_run(view.pod):
-                return
             async with asyncio.timeout(_KEEPING_S), contextlib.aclosing(self._once(ref, view, _KEPT_LINES)) as pieces:
                 async for piece in pieces:
                     text += piece
                     del text[:-_KEPT_BYTES]
             if text:
                 await asyncio.to_thread(self._write, ref, bytes(text))
+            return True
+        return False
 
     async def forget(self, ref: ProjectRef) -> None:
         """Remove what was kept."""
@@ -95,61 +98,63 @@ class Logs:
 
     async def _followed(self, ref: ProjectRef, view: View, tail: int) -> AsyncGenerator[bytes, None]:
         """What there is and what comes, until the server has ended."""
-        followed = ""
-        query = [("tailLines", str(tail))]
+        query, followed, heard_at = [("tailLines", str(tail))], "", 0.0
         deadline = time.monotonic() + _COMING_S
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             pod, state = view.pod, _state(view)
             if pod is not None and state is ContainerState.RUNNING:
                 if followed and followed != uid_of(pod):
                     query = []
-                followed, heard_at = uid_of(pod), time.monotonic()
-                async for piece in self._pieces(pod, query, follow=True):
-                    heard_at = time.monotonic()
-                    yield piece
-                going_on = await self._going_on(ref, pod)
-                if going_on is None:
-                    return
-                view = going_on
-                query = [("sinceSeconds", str(math.ceil(time.monotonic() - heard_at) + 1))]
+                elif heard_at:
+                    query = [("sinceSeconds", str(math.ceil(time.monotonic() - heard_at) + 1))]
+                followed = uid_of(pod)
+                async with contextlib.aclosing(self._flow(ref, pod, query)) as pieces:
+                    async for piece in pieces:
+                        heard_at = time.monotonic()
+                        yield piece
+                await self._objects.until(ref, partial(_has_ended, pod), _SETTLING_S)
                 deadline = time.monotonic() + _COMING_S
             elif state is ContainerState.CREATED:
-                await asyncio.sleep(_POLL_S)
-                view = await self._objects.look(ref)
+                await self._objects.until(ref, lambda seen: _state(seen) is not ContainerState.CREATED, left)
             else:
                 break
-        if not followed:
+            view = await self._objects.look(ref)
+        if not heard_at:
             async for piece in self._once(ref, view, tail):
                 yield piece
 
-    async def _going_on(self, ref: ProjectRef, pod: Object) -> View | None:
-        """The project after the end of a pod's log; None when the server has ended, which the kubelet knows first."""
-        deadline = time.monotonic() + _SETTLING_S
-        while True:
-            view = await self._objects.look(ref)
-            same = view.pod is not None and uid_of(view.pod) == uid_of(pod)
-            if same and await self._has_parked(pod):
-                return None
-            if not same or _state(view) is not ContainerState.RUNNING or time.monotonic() > deadline:
-                return view
-            await asyncio.sleep(_POLL_S)
-
-    async def _has_parked(self, pod: Object) -> bool:
-        with faults():
-            try:
-                async for _ in self._cluster.log(
-                    name_of(pod), _query([("tailLines", "1")], previous=True), follow=False
-                ):
-                    pass
-            except RefusedError as error:
-                if error.status not in _NO_SUCH_LOG:
-                    raise
-                return False
-        return True
+    async def _flow(
+        self, ref: ProjectRef, pod: Object, query: Sequence[tuple[str, str]]
+    ) -> AsyncGenerator[bytes, None]:
+        """The pod's log as it comes, to its end. Once the server is known to have ended, until nothing comes any more:
+        it may be the parked container's that is followed, and that one goes on.
+        """
+        pieces = self._pieces(pod, query, follow=True)
+        ended = asyncio.create_task(self._objects.until(ref, partial(_has_ended, pod), None))
+        reading: asyncio.Future[bytes] = asyncio.ensure_future(anext(pieces, b""))
+        try:
+            while True:
+                over = ended.done()
+                if over:
+                    ended.result()
+                waited_for: list[asyncio.Future[Any]] = [reading] if over else [reading, ended]
+                await asyncio.wait(waited_for, timeout=_LAST_S if over else None, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    if not (piece := reading.result()):
+                        return
+                    yield piece
+                    reading = asyncio.ensure_future(anext(pieces, b""))
+                elif over:
+                    return
+        finally:
+            ended.cancel()
+            reading.cancel()
+            await asyncio.gather(ended, reading, return_exceptions=True)
+            await pieces.aclose()
 
     async def _pieces(
         self, pod: Object, query: Sequence[tuple[str, str]], *, previous: bool = False, follow: bool = False
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         with faults():
             try:
                 async for piece in self._cluster.log(name_of(pod), _query(query, previous=previous), follow=follow):
@@ -187,6 +192,13 @@ def _has_run(pod: Object) -> bool:
     container = container_of(pod)
     state = container.get("state") or {}
     return bool(container.get("restartCount")) or "running" in state or "terminated" in state
+
+
+def _has_ended(pod: Object, view: View) -> bool:
+    """Whether nothing of the pod's server runs any more: it has gone, or parks, or is about to."""
+    now = next((one for one in view.pods if uid_of(one) == uid_of(pod)), None)
+    container = {} if now is None else container_of(now)
+    return bool(container.get("restartCount")) or "running" not in (container.get("state") or {})
 
 
 def _places(view: View) -> tuple[tuple[bool, float], ...]:

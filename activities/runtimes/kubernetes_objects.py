@@ -5,18 +5,47 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from activities.errors import ResourcesExhaustedError, RuntimeFault, RuntimeUnavailableError, SpecInvalidError
+from activities.errors import (
+    NameTakenError,
+    ResourcesExhaustedError,
+    RuntimeFault,
+    RuntimeUnavailableError,
+    SpecInvalidError,
+)
 from activities.ports import DevServerSpec
 from activities.runtimes.kubernetes_client import Cluster, Kind, Object
-from activities.runtimes.kubernetes_faults import faults, message_of
-from activities.runtimes.kubernetes_spec import KubernetesContainerSettings, deployment, ingress, selector, service
-from activities.runtimes.kubernetes_status import Obstacle, View, is_over, name_of, ref_of, uid_of, view_of, wants_pod
+from activities.runtimes.kubernetes_faults import CONFLICT, RefusedError, faults, message_of
+from activities.runtimes.kubernetes_spec import (
+    END_ANNOTATION,
+    POD_GRACE_S,
+    KubernetesContainerSettings,
+    deployment,
+    ingress,
+    selector,
+    service,
+)
+from activities.runtimes.kubernetes_status import (
+    Obstacle,
+    View,
+    end_of,
+    has_parked,
+    is_over,
+    name_of,
+    ref_of,
+    uid_of,
+    view_of,
+    wants_pod,
+)
 from activities.runtimes.kubernetes_watch import SharedWatch
 from workflows.contracts.names import ProjectRef, kubernetes_name
 
 _STUCK_S: Final = 30.0
 """A pod has 5 s to end; one that is still there after this has lost its node, or its node's kubelet."""
 _FORCED_S: Final = 10.0
+_PARKING_S: Final = 5.0
+"""How long the pod of an ended server may take to park; one that parks later goes later."""
+_TRIES: Final = 10
+"""How often a change begins anew because somebody else has changed the Deployment: its status changes now and then."""
 _EVENTS_FRESH_S: Final = 5.0
 _EVENTS: Final = 200
 _MOUNT_TROUBLE: Final = ("FailedMount", "FailedAttachVolume")
@@ -72,17 +101,59 @@ class ProjectObjects:
         with faults():
             await self._cluster.list(Kind.DEPLOYMENT, labels=selector(self._settings.instance), limit=1)
 
-    async def want_none(self, ref: ProjectRef) -> bool:
-        """Scale the server down to nothing; False when there is none."""
+    async def want_none(self, view: View, *, grace_s: float) -> None:
+        """Scale the server down to nothing. Its pod has the grace, in whole seconds and at least one (none would be
+        a deletion that doesn't wait for the end), at most its own: whoever comes first sets it, the Deployment's
+        controllers or we, and the other can only shorten it.
+        """
+        if view.deployment is None:
+            return
+        grace = max(1, round(grace_s))
         with faults():
-            return (
-                await self._cluster.merge(Kind.DEPLOYMENT, kubernetes_name(ref), {"spec": {"replicas": 0}}) is not None
-            )
+            await self._cluster.merge(Kind.DEPLOYMENT, name_of(view.deployment), {"spec": {"replicas": 0}})
+            for pod in view.pods if grace < POD_GRACE_S else ():
+                await self._cluster.delete(Kind.POD, name_of(pod), uid=uid_of(pod), grace_s=grace)
 
-    async def remove_pod(self, pod: Object) -> None:
-        """Have that pod go, and no other of its name; a Deployment that wants one makes another."""
+    async def let_go(self, ref: ProjectRef) -> None:
+        """Scale a server that has ended by itself down to nothing, how it ended being written down in the same step.
+        Nothing happens to one that runs or was started anew, also at this moment.
+        """
+        # A kubelet (before 1.22) that begins a container again forgets a deletion that comes meanwhile for a minute.
+        await self.until(ref, lambda view: end_of(view) is None or has_parked(view), _PARKING_S)
+        for _ in range(_TRIES):
+            with faults():
+                found = await self._cluster.get(Kind.DEPLOYMENT, kubernetes_name(ref))
+                # Read after it: an ended pod is this version's, or the version is refused below.
+                pods, _ = await self._cluster.list(Kind.POD, labels=selector(self._settings.instance, ref))
+            view = view_of(None if found is None or ref_of(found) != ref else found, pods)
+            end = end_of(view)
+            if view.deployment is None or end is None or await self._write_end(view.deployment, end):
+                return
+        raise NameTakenError("Others keep changing the dev server's Deployment.")
+
+    async def _write_end(self, found: Object, end: str) -> bool:
+        """Whether it could be written on the Deployment as it was found."""
+        version = {key: found["metadata"][key] for key in ("uid", "resourceVersion")}
+        change = {"metadata": version | {"annotations": {END_ANNOTATION: end}}, "spec": {"replicas": 0}}
         with faults():
-            await self._cluster.delete(Kind.POD, name_of(pod), uid=uid_of(pod), grace_s=1)
+            try:
+                await self._cluster.merge(Kind.DEPLOYMENT, name_of(found), change)
+            except RefusedError as error:
+                if error.status != CONFLICT:
+                    raise
+                return False
+        return True
+
+    async def tidy(self, ref: ProjectRef) -> None:
+        """Remove pods that were given up (evicted), but the last: it tells an operator why. A cluster keeps thousands,
+        and a server that fills its node's disk again and again makes as many.
+        """
+        with faults():
+            pods, _ = await self._cluster.list(
+                Kind.POD, labels=selector(self._settings.instance, ref), fields="status.phase=Failed"
+            )
+            for pod in sorted(pods, key=lambda one: str(one["metadata"]["creationTimestamp"]))[:-1]:
+                await self._cluster.delete(Kind.POD, name_of(pod), uid=uid_of(pod))
 
     async def remove(self, ref: ProjectRef, *, uid: str | None = None) -> None:
         """Remove all of it; with `uid` its Deployment alone, while it is that one. Pods follow by themselves."""
@@ -128,16 +199,16 @@ class ProjectObjects:
 
         return await self.until(ref, over, within_s)
 
-    async def until(self, ref: ProjectRef, condition: Callable[[View], bool], within_s: float) -> bool:
-        """Whether the condition came to hold in time, by the server's own word."""
-        deadline = time.monotonic() + within_s
+    async def until(self, ref: ProjectRef, condition: Callable[[View], bool], within_s: float | None) -> bool:
+        """Whether the condition came to hold in time (None: whenever it does), by the server's own word."""
+        deadline = None if within_s is None else time.monotonic() + within_s
         with self._watch.bell(ref) as bell:
             while True:
                 seen = bell.view()
                 if (seen is None or condition(seen)) and condition(await self.look(ref)):
                     return True
-                left = deadline - time.monotonic()
-                if left <= 0 or not await bell.rung(left):
+                left = None if deadline is None else deadline - time.monotonic()
+                if (left is not None and left <= 0) or not await bell.rung(left):
                     return condition(await self.look(ref))
 
     def _left(self, view: View, which: frozenset[str] | None) -> list[Object]:

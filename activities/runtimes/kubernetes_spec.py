@@ -38,6 +38,12 @@ from workflows.contracts.names import (
 CONTAINER_NAME = "server"
 """The one container of a project's pod."""
 
+END_ANNOTATION = "studio.end"
+"""On a Deployment: how its server ended, as the kubelet told it, in JSON; empty from its start on."""
+
+POD_GRACE_S = 5
+"""How long a server may take to end, once it is told to."""
+
 MARK_FOLDER = "/run/studio"
 """Where the container remembers that its server ran: on disk, for the pod's life, a node's restart included."""
 
@@ -61,9 +67,10 @@ done
 
 A Deployment's pods are always restarted by the kubelet; a dev server must not be: its owner is told the exit code and
 the last lines, and an install isn't run twice. So the first run leaves a mark, and one that finds it parks: the pod
-stays, with its previous log and `lastState`. As the first process it hands TERM on and reaps orphans, so that the
-image needs no init; the exit code is the server's own, 128 + n after signal n. `files` bounds open files where the
-node allows that many. A server starts with SIGINT ignored, as any background process of a shell.
+stays, with its previous log and `lastState`, until a worker has read them. As the first process it hands TERM on and
+reaps orphans, so that the image needs no init; the exit code is the server's own, 128 + n after signal n. `files`
+bounds open files where the node allows that many. A server starts with SIGINT ignored, as any background process of a
+shell.
 """
 
 _CPU_REQUEST = 0.01
@@ -73,6 +80,11 @@ _DISK_REQUEST, _DISK_LIMIT = "64Mi", "512Mi"
 """Of the node's own disk: the log (the kubelet rotates it) and the mark; all else is memory or the volume."""
 
 _MARK_SIZE = "1Mi"
+
+_TERMINATION_MESSAGE = "/root/termination-message"
+"""The kubelet mounts a file of the node's disk here that anybody may write and that no limit counts. In root's own
+folder the server's user doesn't reach it.
+"""
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,7 @@ def deployment(spec: DevServerSpec, settings: KubernetesContainerSettings) -> di
         "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(spec, settings)},
     }
     _sign(manifest, manifest["spec"]["template"], spec=spec_hash(spec), build=_hash(manifest))
+    manifest["metadata"]["annotations"][END_ANNOTATION] = ""
     container = manifest["spec"]["template"]["spec"]["containers"][0]
     container["env"] = [
         {"name": name, "value": _literal(value)} for name, value in sorted(_environment(spec, settings).items())
@@ -207,7 +220,7 @@ def _pod(spec: DevServerSpec, settings: KubernetesContainerSettings) -> dict[str
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": 5,
+        "terminationGracePeriodSeconds": POD_GRACE_S,
         # No fsGroup: the kubelet would change the owner of every file of the volume, at every start.
         "securityContext": {
             "runAsNonRoot": True,
@@ -242,6 +255,7 @@ def _container(spec: DevServerSpec, settings: KubernetesContainerSettings) -> di
         "args": [_literal(argument) for argument in arguments],
         "ports": [{"name": "http", "containerPort": spec.port, "protocol": "TCP"}],
         "resources": _resources(spec),
+        "terminationMessagePath": _TERMINATION_MESSAGE,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "privileged": False,

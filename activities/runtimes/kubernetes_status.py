@@ -1,5 +1,6 @@
 """What a project's Deployment and pods say about its dev server: pure."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,10 +16,11 @@ from activities.errors import (
 from activities.ports import ContainerState, ContainerStatus
 from activities.runtimes.kubernetes_client import FIELD_MANAGER, Object
 from activities.runtimes.kubernetes_faults import message_of, quota_exceeded
-from activities.runtimes.kubernetes_spec import CONTAINER_NAME
+from activities.runtimes.kubernetes_spec import CONTAINER_NAME, END_ANNOTATION
 from workflows.contracts.names import LABEL_BUILD, LABEL_PROJECT, LABEL_SPEC, LABEL_USER, ProjectRef
 
 _OUT_OF_MEMORY: Final = "OOMKilled"
+_END: Final = {"exitCode": int, "reason": str, "startedAt": str, "finishedAt": str}
 _CONTROLLERS: Final = {FIELD_MANAGER, "kube-controller-manager"}
 _NO_IMAGE: Final = {"ErrImageNeverPull", "InvalidImageName", "ImagePullBackOff", "ErrImagePull"}
 _REFUSED: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -113,7 +115,7 @@ def to_status(view: View) -> ContainerStatus | None:
     if deployment is None or ref is None:
         return None
     pod = view.pod if wants_pod(view) else None
-    running, ended = _runs(pod)
+    running, ended = _runs(pod) if wants_pod(view) else ({}, _written_end(deployment))
     state = _state(deployment, running, ended)
     return ContainerStatus(
         ref=ref,
@@ -124,7 +126,20 @@ def to_status(view: View) -> ContainerStatus | None:
         exit_code=None if not ended else ended.get("exitCode"),
         out_of_memory=bool(ended) and ended.get("reason") == _OUT_OF_MEMORY,
         address=_address(pod) if pod is not None and state is ContainerState.RUNNING else None,
+        lingering=pod is not None and state is ContainerState.EXITED,
     )
+
+
+def end_of(view: View) -> str | None:
+    """How the server ended whose pod is still wanted, as `END_ANNOTATION` tells it; None when there is no such pod."""
+    _, ended = _runs(view.pod if wants_pod(view) else None)
+    return json.dumps({key: ended[key] for key in _END if ended.get(key) is not None}) if ended else None
+
+
+def has_parked(view: View) -> bool:
+    """Whether the server's pod has begun its container again, and it runs."""
+    container = {} if view.pod is None else container_of(view.pod)
+    return bool(container.get("restartCount")) and "running" in (container.get("state") or {})
 
 
 def container_of(pod: Object) -> Mapping[str, Any]:
@@ -176,7 +191,7 @@ def _unplaced(pod: Object) -> Obstacle | None:
             if any(word in message.lower() for word in _UNBOUND):
                 text = f"The projects' volume isn't there for it; see to the claim in k8s/projects: {message}"
             else:
-                text = f"No node has room for the dev server: {message}"
+                text = f"No node takes the dev server: {message}"
             return Obstacle(ResourcesExhaustedError(text), passes=True)
     return None
 
@@ -196,6 +211,16 @@ def _runs(pod: Object | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if "terminated" in state:
         return {}, state["terminated"]
     return state.get("running") or {}, {}
+
+
+def _written_end(deployment: Object) -> Mapping[str, Any]:
+    """What `END_ANNOTATION` tells; empty when there is none, or somebody else has written it."""
+    try:
+        end = json.loads((deployment["metadata"].get("annotations") or {}).get(END_ANNOTATION) or "{}")
+        _time(end.get("startedAt"))
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return end if all(isinstance(end.get(key, kind()), kind) for key, kind in _END.items()) else {}
 
 
 def _has_failed(pod: Object) -> bool:

@@ -55,6 +55,17 @@ def living(house: House, ref: ProjectRef) -> set[str]:
     }
 
 
+def pod_nowhere(house: House, ref: ProjectRef, name: str) -> Object:
+    """A pod of the project's on a node that isn't there."""
+    labels = {"studio.instance": house.settings.instance, "studio.user": "7", "studio.project": str(ref.project_id)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"nodeName": "gone", "containers": [{"name": "server", "image": "x"}]},
+    }
+
+
 def with_options(house: House, **changes: object) -> None:
     """Another house from here on, whose dev servers ask for something else of the cluster."""
     options = dataclasses.replace(house.settings.kubernetes, **changes)  # type: ignore[arg-type]  # a test names a field
@@ -80,7 +91,8 @@ async def test_an_image_that_cant_be_had_is_said_and_leaves_nothing(house: House
 
 
 @cluster_needed
-async def test_a_full_quota_is_said_and_leaves_nothing(house: House) -> None:
+async def test_a_full_quota_is_said_and_leaves_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activities.runtimes.kubernetes._QUOTA_S", 1.5)
     runtime = await house.open()
     ref = house.project()
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full"}, "spec": {"hard": {"pods": "0"}}}
@@ -152,6 +164,14 @@ async def test_memory_that_ran_out_is_told_as_such(house: House) -> None:
     status = await within(60, runtime.wait(ref))
     assert (status.state, status.exit_code, status.out_of_memory) == (ContainerState.EXITED, 137, True)
 
+    async def gone() -> bool:
+        return not pods_of(house, ref)
+
+    await until(gone, within_s=60)
+    later = await (await house.open()).inspect(ref)
+    assert later is not None
+    assert (later.state, later.exit_code, later.out_of_memory) == (ContainerState.EXITED, 137, True)
+
 
 @cluster_needed
 async def test_a_crashed_server_isnt_begun_again_by_itself(house: House) -> None:
@@ -159,8 +179,6 @@ async def test_a_crashed_server_isnt_begun_again_by_itself(house: House) -> None
     ref = house.project()
     crash = "echo ran >> ran.txt; echo last words; exit 5"
     await runtime.launch(spec_of(ref, crash), on_stage=no_stage)
-    status = await within(60, runtime.wait(ref))
-    assert (status.state, status.exit_code) == (ContainerState.EXITED, 5)
 
     async def parked() -> bool:
         (pod,) = pods_of(house, ref)
@@ -170,6 +188,8 @@ async def test_a_crashed_server_isnt_begun_again_by_itself(house: House) -> None
     await until(parked, within_s=60)
     assert (house.folder(ref) / "ran.txt").read_text() == "ran\n"
     assert await _log(runtime, ref) == b"last words\n"
+    with pytest.raises(NotRunningError):
+        await collect(runtime.exec(ref, ExecSpec("true")))
     later = await house.open()
     again = await later.inspect(ref)
     assert again is not None
@@ -221,6 +241,40 @@ async def test_a_pod_deleted_by_hand_has_a_successor(house: House) -> None:
     await runtime.stop(ref)
     status = await within(30, waiting)
     assert status.state is ContainerState.EXITED
+
+
+@cluster_needed
+async def test_a_pod_struck_off_by_force_has_a_successor_and_its_command_ran_once(house: House) -> None:
+    """Its node hears of it later: for a moment the two run beside each other."""
+    runtime = await house.open()
+    ref = house.project()
+    await runtime.launch(spec_of(ref), on_stage=no_stage)
+    command = ExecSpec("echo ran >> ran.txt; sleep 300", timeout_s=600)
+    await runtime.start_command(ref, "long", command)
+    (first,) = living(house, ref)
+    for name in ("given-up-1", "given-up-2"):
+        in_namespace(house, "apply", "-f", "-", text=json.dumps(pod_nowhere(house, ref, name)))
+        in_namespace(house, "patch", "pod", name, "--subresource=status", "-p", '{"status": {"phase": "Failed"}}')
+    waiting = asyncio.create_task(runtime.wait(ref))
+    by_force = ("--force", "--grace-period=0", "--wait=false")
+    in_namespace(house, "delete", "pod", *by_force, "-l", f"studio.project={ref.project_id}")
+
+    async def succeeded() -> bool:
+        return bool(living(house, ref) - {first}) and await runtime.probe(ref, 8000)
+
+    await until(succeeded, within_s=60)
+    assert not waiting.done()
+    waiting.cancel()
+    assert len([pod for pod in pods_of(house, ref) if pod["status"]["phase"] == "Failed"]) == 1
+
+    async def over() -> bool:
+        return (await runtime.start_command(ref, "long", command)).exit_code is not None
+
+    await until(over, within_s=60)
+    status = await runtime.command_status(ref, "long")
+    assert status is not None
+    assert (status.exit_code, "killed" in status.note) == (137, True)
+    assert (house.folder(ref) / "ran.txt").read_text() == "ran\n"
 
 
 @cluster_needed
@@ -280,14 +334,7 @@ async def test_a_pod_that_doesnt_end_is_struck_off(house: House, monkeypatch: py
     runtime = await house.open()
     ref = house.project()
     await runtime.launch(spec_of(ref), on_stage=no_stage)
-    labels = {"studio.instance": house.settings.instance, "studio.user": "7", "studio.project": str(ref.project_id)}
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "stuck", "labels": labels},
-        "spec": {"nodeName": "gone", "containers": [{"name": "server", "image": "x"}]},
-    }
-    in_namespace(house, "apply", "-f", "-", text=json.dumps(pod))
+    in_namespace(house, "apply", "-f", "-", text=json.dumps(pod_nowhere(house, ref, "stuck")))
     in_namespace(house, "delete", "pod", "stuck", "--wait=false")
     assert "stuck" in {found["metadata"]["name"] for found in pods_of(house, ref)}
     await within(60, runtime.remove(ref))

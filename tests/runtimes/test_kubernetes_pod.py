@@ -101,6 +101,9 @@ async def test_a_server_runs_with_nothing_but_its_own(launch: Launch, ref: Proje
     assert {first[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert first["NoNewPrivs"] == "1"
     assert pod.run("touch /x /usr/x 2>/dev/null; touch ./a /cache/b /tmp/c ~/d && echo written") == "written\n"
+    assert pod.run("grep -c ' /root/termination-message ' /proc/self/mountinfo") == "1\n"
+    assert "denied" in pod.run("(: > /root/termination-message) 2>&1 || true")
+    assert pod.run("ls /dev/termination-log 2>&1 || true").endswith("No such file or directory\n")
     assert pod.run("ls /var/run/secrets/kubernetes.io 2>&1 || true").endswith("No such file or directory\n")
     assert pod.run("cat /proc/mounts | grep -c ' /home/dev tmpfs\\| /tmp tmpfs'") == "2\n"
     assert pod.run("pwd; grep -o 'open files *[0-9]*' /proc/1/limits | grep -o '[0-9]*'") == "/workspace/app\n1024\n"

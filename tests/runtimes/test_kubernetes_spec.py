@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from activities.ports import DevServerSpec, ResourceLimits
 from activities.runtimes.kubernetes_spec import (
+    END_ANNOTATION,
     PARKING,
     KubernetesContainerSettings,
     deployment,
@@ -65,7 +66,7 @@ def test_the_server_is_asked_for_exactly_so() -> None:
     manifest = deployment(SPEC, SETTINGS)
     assert manifest["metadata"]["annotations"][LABEL_SPEC] == spec_hash(SPEC)
     template = manifest["spec"]["template"]
-    assert template["metadata"]["annotations"] == manifest["metadata"]["annotations"]
+    assert template["metadata"]["annotations"] | {END_ANNOTATION: ""} == manifest["metadata"]["annotations"]
     manifest["metadata"] = signed(manifest["metadata"], LABEL_SPEC, LABEL_BUILD)
     template["metadata"] = signed(template["metadata"], LABEL_SPEC, LABEL_BUILD)
     assert manifest == {
@@ -75,7 +76,7 @@ def test_the_server_is_asked_for_exactly_so() -> None:
             "name": "dev-user7-project12",
             "namespace": "previews",
             "labels": IDENTITY,
-            "annotations": {},
+            "annotations": {END_ANNOTATION: ""},
         },
         "spec": {
             "replicas": 1,
@@ -133,6 +134,7 @@ def test_the_server_is_asked_for_exactly_so() -> None:
                                 "requests": {"memory": "512Mi", "cpu": "10m", "ephemeral-storage": "64Mi"},
                                 "limits": {"memory": "512Mi", "cpu": "1500m", "ephemeral-storage": "512Mi"},
                             },
+                            "terminationMessagePath": "/root/termination-message",
                             "securityContext": {
                                 "allowPrivilegeEscalation": False,
                                 "privileged": False,
