@@ -1,5 +1,6 @@
 """The API's process: builds what the routes stand on and serves them. `python -m workers.api`."""
 
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,8 +84,10 @@ def main() -> None:
     keep_to_itself()
     settings = load_service_settings()
     configure_logging(json_lines=not sys.stderr.isatty(), level=settings.log_level.number)
+    app = create_app(settings)
+    gc.freeze()  # modules stay: going through them all, again and again, would halt every stream
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.api_host,
         port=settings.api_port,
         log_config=None,  # ours; and no access log, since it would hold query strings and with them tickets
