@@ -3,7 +3,14 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.start_cost", "bench.read_endpoints", "bench.event_log", "bench.agent")
+BENCHMARKS = (
+    "bench.start_cost",
+    "bench.cluster_start_cost",
+    "bench.many_projects",
+    "bench.read_endpoints",
+    "bench.event_log",
+    "bench.agent",
+)
 
 
 def main() -> int:

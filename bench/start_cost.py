@@ -53,21 +53,27 @@ class Service:
         self._preview = httpx.Client(base_url=f"http://127.0.0.1:{stack.environment['PREVIEW_PORT']}", timeout=5)
         body = {"email": "bench@example.com", "password": "correct horse battery"}
         answer = self._http.post("/api/auth/register", json=body).raise_for_status().json()
+        self.user_id = int(answer["user"]["id"])
         self._http.headers["Authorization"] = f"Bearer {answer['access_token']}"
 
-    def create(self) -> dict[str, Any]:
+    def create(self, **source: str) -> dict[str, Any]:
         """A provisioned project, never started, with its preview's host and token."""
+        body = {"name": "bench", **source}
         waiting = {"Prefer": "wait=60"}
-        project = self._http.post("/api/projects", json={"name": "bench"}, headers=waiting).raise_for_status().json()
+        project = self._http.post("/api/projects", json=body, headers=waiting).raise_for_status().json()
         token = self._http.post(f"/api/projects/{project['id']}/preview-token").raise_for_status().json()
         host = token["url"].split("/")[2]
         return {"id": project["id"], "preview": {"Host": host, "X-Preview-Token": token["token"]}}
+
+    def until_page(self, project: dict[str, Any]) -> None:
+        """Return with the page's first 200, as its owner sees it."""
+        until_200(lambda: self._preview.get("/", headers=project["preview"]))
 
     def start(self, project: dict[str, Any]) -> float:
         """Seconds from the command to the page."""
         began = time.perf_counter()
         self._http.post(f"/api/projects/{project['id']}/start").raise_for_status()
-        until_200(lambda: self._preview.get("/", headers=project["preview"]))
+        self.until_page(project)
         return time.perf_counter() - began
 
     def stop(self, project: dict[str, Any]) -> None:
