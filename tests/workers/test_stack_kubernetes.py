@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,13 @@ def project(stack: RunningStack, tmp_path: Path) -> Iterator[Project]:
 
 def found(stack: RunningStack, kind: str, project: Project) -> dict[str, Any] | None:
     """The project's object of this kind in the cluster, as somebody else sees it."""
-    name = kubernetes_name(ProjectRef(project.owner.id, project.id))
     namespace = stack.environment["KUBERNETES_NAMESPACE"]
-    shown = kubectl("-n", namespace, "get", kind, name, "--ignore-not-found", "-o", "json")
+    shown = kubectl("-n", namespace, "get", kind, name_of(project), "--ignore-not-found", "-o", "json")
     return dict(json.loads(shown)) if shown else None
+
+
+def name_of(project: Project) -> str:
+    return kubernetes_name(ProjectRef(project.owner.id, project.id))
 
 
 def test_a_project_is_seen_by_its_owner_sleeps_and_wakes(stack: RunningStack, project: Project) -> None:
@@ -91,6 +95,58 @@ def test_a_server_that_ends_by_itself_gives_its_place_to_the_page(project: Proje
     assert (page.status_code in {502, 503}, "exit code 137" in page.text) == (True, True), page.text
     project.start()
     assert project.visit().status_code == 200
+
+
+def other_pods(stack: RunningStack, project: Project, known: set[str]) -> set[str]:
+    """Of the project, those that run and stay, but for the known ones."""
+    namespace, labels = stack.environment["KUBERNETES_NAMESPACE"], f"studio.project={project.id}"
+    pods = json.loads(kubectl("-n", namespace, "get", "pods", "-l", labels, "-o", "json"))["items"]
+    return {
+        str(pod["metadata"]["name"])
+        for pod in pods
+        if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+    } - known
+
+
+def evict(stack: RunningStack, project: Project) -> None:
+    """As a node that is emptied does it; the newer way is tried first."""
+    [pod] = other_pods(stack, project, set())
+    namespace = stack.environment["KUBERNETES_NAMESPACE"]
+    for version in ("v1", "v1beta1"):
+        asked = {"apiVersion": f"policy/{version}", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+        with suppress(subprocess.CalledProcessError):
+            kubectl("create", "--raw", path, "-f", "-", text=json.dumps(asked))
+            return
+    raise AssertionError(f"{pod} can't be evicted")
+
+
+def test_what_others_do_to_its_objects_heals(stack: RunningStack, tmp_path: Path) -> None:
+    namespace = ("-n", stack.environment["KUBERNETES_NAMESPACE"])
+    with closing(Studio(stack, "kubernetes", tmp_path)) as studio:
+        ann = studio.person("ann")
+        evicted, edited, deleted = (ann.start("static") for _ in range(3))
+        before = [
+            (project, project.read()["dev_server"]["since"], other_pods(stack, project, set()))
+            for project in (evicted, edited)
+        ]
+        evict(stack, evicted)
+        kubectl(*namespace, "set", "env", f"deployment/{name_of(edited)}", "ADDED=by-hand")
+        kubectl(*namespace, "delete", "deployment", name_of(deleted), "--wait=false")
+
+        until(lambda: deleted.read()["dev_server"]["state"] == "failed", "its failure", timeout_s=60)
+        assert deleted.read()["dev_server"]["reason"] == "Its container was removed from outside."
+        deleted.start()
+        assert deleted.visit().status_code == 200
+        # Of these nothing is told: another pod takes the place of the first.
+        for project, since, pods in before:
+            until(partial(other_pods, stack, project, pods), "another pod", timeout_s=120)
+            until(lambda p=project: p.visit().status_code == 200, "its answer")  # type: ignore[misc]  # of this round
+            assert project.read()["dev_server"]["state"] == "running"
+            assert project.read()["dev_server"]["since"] == since
+        assert edited.run("echo $ADDED-")["stdout"] == "by-hand-\n"
+        assert edited.command("restart")["state"] == "running"
+        assert edited.run("echo $ADDED-")["stdout"] == "-\n"
 
 
 def test_files_that_are_elsewhere_are_named(environment: dict[str, str], tmp_path: Path) -> None:
