@@ -1,131 +1,57 @@
-"""The service itself as pods of the cluster, by `k8s/local`: its users see nothing of pods that go and come."""
+"""The service as pods of the cluster, by the commands of k8s/README.md: users see nothing of pods that go and come."""
 
 import json
-import os
-import subprocess
+import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from tests.cluster import kubectl
 from tests.e2e.studio import WAIT, until
-from tests.kustomize import ROOT
+from tests.k8s.service import FOLDER, HOST, INGRESS, SOON_S, User, client, deployed, pods_of, run
+from tests.k8s.watching import Follower, knocking
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
-INGRESS = "http://127.0.0.1:8088"
-FINAL = {"completed", "failed", "cancelled"}
-NO_ROUTE = "404 page not found\n"
-"""Traefik's own, while no pod of the API is ready."""
-COMMANDS, LONG = 8, 60
-IMAGES = ("api", "worker", "postgres", "temporal-admin-tools")
-
-SOON_S = 120.0
-
-
-def run(*words: str, timeout_s: float = 600.0, **environment: str) -> None:
-    done = subprocess.run(
-        words,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=timeout_s, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
-
-
-class User:
-    """Somebody who has registered, at the API behind the Ingress."""
-
-    def __init__(self) -> None:
-        self._projects: list[int] = []
-        self.http = httpx.Client(base_url=INGRESS, headers={"Host": "api.localhost"}, timeout=75)
-        body = {"email": f"ada-{uuid4().hex[:8]}@example.com", "password": "correct horse battery"}
-        answer = self.http.post("/api/auth/register", json=body)
-        assert answer.status_code == 201, answer.text
-        self.http.cookies.clear()
-        self.http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-
-    def call(self, method: str, path: str, **request: Any) -> Any:
-        """The answer's body. A pod that goes, or a database that is away, is tried again, as clients do."""
-        request["headers"] = {"Idempotency-Key": uuid4().hex, **request.get("headers", {})}
-
-        def once() -> httpx.Response | None:
-            try:
-                answer = self.http.request(method, path, **request)
-            except httpx.TransportError:
-                return None
-            away = answer.status_code in {502, 503, 504} or answer.text == NO_ROUTE
-            return None if away else answer
-
-        answer = until(once, f"{method} {path}", SOON_S)
-        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
-        return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
-
-    def project(self) -> int:
-        return int(self.make_project("static")["id"])
-
-    def make_project(self, template: str) -> dict[str, Any]:
-        made = dict(self.call("POST", "/api/projects", json={"name": "hello", "template": template}, headers=WAIT))
-        self._projects.append(int(made["id"]))
-        assert made["state"] == "ready", made
-        return made
-
-    def leave(self) -> None:
-        """Nothing of theirs is left in the cluster."""
-        for project in self._projects:
-            self.call("DELETE", f"/api/projects/{project}", headers=WAIT)
-        self.http.close()
-
-    def give(self, project: int, key: str, commands: int = COMMANDS) -> str:
-        """A task of so many commands that take three seconds each and note themselves."""
-        command = f"echo {key}-{{{{n}}}} >> log.txt; sleep 3; echo did {{{{n}}}}"
-        step = {"tokens": 10, "rate": 50, "calls": [{"name": "run_command", "arguments": {"command": command}}]}
-        steps = [{**step, "repeat_steps": commands}, {"text": "All done."}]
-        prompt = f"Play this. <script>{json.dumps({'steps': steps, 'key': key})}</script>"
-        body = {"project_id": project, "prompt": prompt, "model": "scripted"}
-        return str(self.call("POST", "/api/agent/tasks", json=body)["id"])
-
-    def completed(self, task: str, timeout_s: float = 240.0) -> dict[str, Any]:
-        def ended() -> dict[str, Any] | None:
-            seen = self.call("GET", f"/api/agent/tasks/{task}")
-            return dict(seen) if seen["state"] in FINAL else None
-
-        seen = until(ended, f"task {task}", timeout_s)
-        assert seen["state"] == "completed", seen
-        return seen
-
-    def in_the_middle(self, task: str) -> None:
-        """Return when its second command has begun."""
-        until(lambda: len(self.call("GET", f"/api/agent/tasks/{task}")["steps"]) >= 2, f"task {task} begins", SOON_S)
-
-    def log(self, project: int) -> list[str]:
-        return str(self.call("GET", f"/api/projects/{project}/files/log.txt")).split()
+PORT = httpx.URL(INGRESS).port
+COMMANDS, LONG = 5, 20
+AT_ONCE = ("--grace-period=0", "--force")
+NO_ANSWER = "000"
+"""What curl says of it."""
 
 
 def once_each(key: str, commands: int = COMMANDS) -> list[str]:
     return [f"{key}-{n}" for n in range(commands)]
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[None]:
-    try:
-        run("k8s/cluster", "check")
-    except AssertionError:
-        run("k8s/cluster", "up")
-    run("tests/testbed/images/build", *IMAGES, timeout_s=1800)
-    run("k8s/local", "up")
-    yield
-    run("k8s/local", "down")
+def noting(command: str, times: int) -> dict[str, Any]:
+    """Steps of one command each; `{{n}}` in it is the step's number."""
+    call = {"name": "run_command", "arguments": {"command": command}}
+    return {"tokens": 10, "rate": 50, "calls": [call], "repeat_steps": times}
+
+
+def log_of(user: User, project: int) -> list[str]:
+    return str(user.call("GET", f"/api/projects/{project}/files/log.txt")).split()
 
 
 @pytest.fixture(scope="module")
-def user(service: None) -> Iterator[User]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with deployed(tmp_path_factory.mktemp(FOLDER)) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def user(service: dict[str, str]) -> Iterator[User]:
+    """Their projects go with the namespace."""
     somebody = User()
     yield somebody
-    somebody.leave()
+    somebody.http.close()
 
 
 def test_from_registration_to_a_changed_page(user: User) -> None:
@@ -148,54 +74,158 @@ def test_from_registration_to_a_changed_page(user: User) -> None:
         )
         user.completed(task["id"])
         changed = page("/src/App.jsx")
-    assert changed is not None
-    assert "Hello from the scripted demo model" in changed
+        assert changed is not None
+        assert "Hello from the scripted demo model" in changed
+
+        # Nobody is there to answer but the API, in its place.
+        assert user.call("POST", f"/api/projects/{made['id']}/stop", headers=WAIT)["dev_server"]["state"] == "stopped"
+        until(lambda: browser.get("/", headers=shown).status_code == 503, "the word that it sleeps", SOON_S)
+        assert "retry-after" in browser.get("/", headers=shown).headers
+        assert browser.get("/").status_code == 401
 
 
-@pytest.mark.parametrize("pod", ["studio-worker", "studio-api", "postgres", "temporal", "model"])
-def test_a_pod_deleted_in_the_middle_of_a_task_loses_nothing(user: User, pod: str) -> None:
-    """All of its kind at once."""
+# --- whose address counts -----------------------------------------------------------------------------------------
+
+
+def guess(http: httpx.Client, n: int) -> int:
+    """The status of a login that fails, of an account of its own, with somebody else's address in its headers."""
+    forged = {"X-Forwarded-For": f"203.0.113.{n}", "X-Real-Ip": f"203.0.113.{n}"}
+    form = {"username": f"{uuid4().hex}@example.com", "password": "wrong guess"}
+    return http.post("/api/auth/login", data=form, headers=forged).status_code
+
+
+def test_the_address_that_counts_is_the_clients_and_not_what_it_says(user: User) -> None:
+    """Ten failed logins of one address are one too many: neither are others shut out, nor does a header help."""
+    with (
+        client(transport=httpx.HTTPTransport(local_address="127.0.0.7")) as guessing,
+        client(transport=httpx.HTTPTransport(local_address="127.0.0.8")) as neighbour,
+    ):
+        assert [guess(guessing, n) for n in range(11)] == [401] * 10 + [429]
+        assert guess(neighbour, 0) == 401
+
+    # From a project, past the Ingress: NetworkPolicies keep it out, and where nobody holds them it isn't believed.
+    address = pods_of("studio-api")[0]["status"]["podIP"]
+    loop = f"""for n in $(seq 11); do
+        curl --silent --max-time 3 --output /dev/null --write-out '%{{http_code}} ' \
+            --header "X-Forwarded-For: 203.0.113.$n" \
+            --data "username=$n-{uuid4().hex}@example.com&password=wrong+guess" http://{address}:8000/api/auth/login
+    done; true"""
+    project = user.running_project()
+    told = user.call("POST", f"/api/projects/{project}/exec", json={"command": loop, "timeout_s": 60})
+    assert told["stdout"].split() in (["401"] * 10 + ["429"], [NO_ANSWER] * 11), told
+
+
+# --- pods that go -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pods", "how"),
+    [
+        (("studio-worker",), ()),
+        (("studio-worker", "studio-api"), AT_ONCE),
+        (("temporal",), ()),
+        (("postgres", "studio-api", "model"), ()),
+    ],
+)
+def test_pods_deleted_in_the_middle_of_a_task_lose_nothing(
+    user: User, pods: tuple[str, ...], how: tuple[str, ...]
+) -> None:
+    """All of their kinds at once."""
+    key = f"{pods[0]}{len(how)}"
     project = user.project()
-    task = user.give(project, pod)
+    command = f"echo {key}-{{{{n}}}} >> log.txt; sleep 2; echo did {{{{n}}}}"
+    task = user.give(project, "Play this.", noting(command, COMMANDS), {"text": "All done."}, key=key)
     user.in_the_middle(task)
-    chosen = kubectl("-n", "studio", "get", "pods", "-l", f"app.kubernetes.io/name={pod}", "-o", "name").split()
-    kubectl("-n", "studio", "delete", "--wait=false", *chosen)
+    old = [f"pod/{found['metadata']['name']}" for pod in pods for found in pods_of(pod)]
+    assert len(old) >= len(pods)
+    kubectl("-n", "studio", "delete", "--wait=false", *how, *old)
     user.completed(task)
-    assert user.log(project) == once_each(pod)
+    assert log_of(user, project) == once_each(key)
 
 
-def test_an_update_with_twenty_running_tasks_fails_none(user: User) -> None:
-    projects = [user.project() for _ in range(4)]
-    for project in projects:
-        started = user.call("POST", f"/api/projects/{project}/start", headers=WAIT)
-        assert started["dev_server"]["state"] == "running", started
-    tasks = {
-        user.give(project, f"{project}-{n}", LONG): (project, f"{project}-{n}")
-        for n in range(5)
-        for project in projects
-    }
+def terminal(user: User, project: int, query: str = "") -> ClientConnection:
+    ticket = user.call("POST", "/api/auth/ticket", json={})["ticket"]
+    address = f"ws://{HOST}:{PORT}/api/projects/{project}/terminal?ticket={ticket}{query}"
+    return connect(address, sock=socket.create_connection(("127.0.0.1", PORT)), open_timeout=30, proxy=None)
+
+
+def shown(console: ClientConnection, pattern: str) -> None:
+    """Return when the terminal shows it."""
+    screen = ""
+    while not re.search(pattern, screen):
+        frame = console.recv(timeout=30)
+        screen += frame.decode(errors="replace") if isinstance(frame, bytes) else ""
+
+
+def farewell(console: ClientConnection) -> int | None:
+    """The code that it is closed with; None when it is cut."""
+    try:
+        while True:
+            console.recv(timeout=60)
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None
+
+
+def test_an_update_of_the_api_refuses_nobody_and_cuts_no_event(user: User) -> None:
+    project = user.running_project()
+    task = user.give(project, "Tell a long story.", {"tokens": 8000, "rate": 50}, key="story")
+    followers = [Follower(user, task) for _ in range(4)]
+    for follower in followers:
+        follower.start()
+    with knocking(user) as somebody, terminal(user, project) as console:
+        session = json.loads(console.recv(timeout=30))["session"]
+        console.send(b"mark=$((6 * 7)); echo set-$mark\r")
+        shown(console, "set-42")
+        old = [f"pod/{found['metadata']['name']}" for found in pods_of("studio-api")]
+        kubectl("-n", "studio", "rollout", "restart", "deployment/studio-api")
+        kubectl("-n", "studio", "wait", "--for=delete", *old, "--timeout=200s", timeout_s=210)
+        assert farewell(console) == 1012, "the server is restarted"
+        with terminal(user, project, f"&session={session}") as again:
+            again.send(b"echo is-$mark\r")
+            shown(again, "is-42")
+    assert user.task(task)["state"] == "running", "the update was to come in its middle"
+    user.call("POST", f"/api/agent/tasks/{task}/cancel")
+    whole = Follower(user, task)
+    whole.run()
+    assert whole.cut == []
+    for follower in followers:
+        follower.join(timeout=60)
+        assert follower.cut == []
+        assert follower.connections >= 2, "every one of them was at a pod that has gone"
+        assert follower.seen == whole.seen
+    assert somebody.refused == []
+    assert somebody.answered > 50
+
+
+def test_an_update_with_twenty_running_tasks_fails_none(user: User, service: dict[str, str]) -> None:
+    """The last one here: the service runs images then whose names go with this test."""
+    projects = [user.running_project() for _ in range(4)]
+
+    def give(project: int, key: str) -> str:
+        command = f"echo {key}-{{{{n}}}} >> log.txt; test -e hurry || sleep 4; echo did {{{{n}}}}"
+        return user.give(project, "Play this.", noting(command, LONG), {"text": "All done."}, key=key)
+
+    tasks = {give(project, f"{project}-{n}"): (project, f"{project}-{n}") for n in range(5) for project in projects}
     tag = f"update-{uuid4().hex[:8]}"
     for image in ("studio-api", "studio-worker"):
         run("docker", "tag", f"{image}:latest", f"{image}:{tag}")
     try:
-        run("k8s/local", "release", tag, timeout_s=800)
-        states = [user.call("GET", f"/api/agent/tasks/{task}")["state"] for task in tasks]
+        run("k8s/local", "release", tag, timeout_s=800, **service)
+        states = [user.task(task)["state"] for task in tasks]
         assert states == ["running"] * 20, "the update was to come in their middle"
+        for project in projects:
+            user.call("PUT", f"/api/projects/{project}/files/hurry", content=b"")
         for task in tasks:
             user.completed(task, timeout_s=600)
-        notes = {project: user.log(project) for project in projects}
+        notes = {project: log_of(user, project) for project in projects}
         for project, key in tasks.values():
             assert [note for note in notes[project] if note.startswith(f"{key}-")] == once_each(key, LONG)
         builds = {
             container["env"][0]["value"]
-            for found in json.loads(
-                kubectl("-n", "studio", "get", "pods", "-l", "app.kubernetes.io/name=studio-worker", "-o", "json")
-            )["items"]
+            for found in pods_of("studio-worker")
             for container in found["spec"]["containers"]
-            if not found["metadata"].get("deletionTimestamp")
         }
         assert builds == {tag}
     finally:
-        run("k8s/local", "up", timeout_s=800)
         for image in ("studio-api", "studio-worker"):
-            run("docker", "image", "rm", f"{image}:{tag}")  # the name: pods that end still run its content
+            run("docker", "image", "rm", f"{image}:{tag}")  # the name: pods still run its content
