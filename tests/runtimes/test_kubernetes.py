@@ -256,8 +256,8 @@ async def test_a_pod_struck_off_by_force_has_a_successor_and_its_command_ran_onc
         in_namespace(house, "apply", "-f", "-", text=json.dumps(pod_nowhere(house, ref, name)))
         in_namespace(house, "patch", "pod", name, "--subresource=status", "-p", '{"status": {"phase": "Failed"}}')
     waiting = asyncio.create_task(runtime.wait(ref))
-    by_force = ("--force", "--grace-period=0", "--wait=false")
-    in_namespace(house, "delete", "pod", *by_force, "-l", f"studio.project={ref.project_id}")
+    (name,) = (pod["metadata"]["name"] for pod in pods_of(house, ref) if pod["metadata"]["uid"] == first)
+    in_namespace(house, "delete", "pod", name, "--force", "--grace-period=0", "--wait=false")
 
     async def succeeded() -> bool:
         return bool(living(house, ref) - {first}) and await runtime.probe(ref, 8000)
