@@ -13,6 +13,7 @@ medians. The target is held against `kubectl`; `calls` shows what of that is kub
 
 import asyncio
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,8 @@ READY_S = 180.0
 REST_S = 3.0
 """From a stop to the next start: the node ends a server in less, and the service's own stop waits for that."""
 WAYS = ("service", "kubectl", "calls")
+TICK_S = 1.0
+"""How often an old kubelet looks at its containers. Starts at any moment of it: else one way may always just miss it."""
 Project = dict[str, Any]
 
 
@@ -101,6 +104,7 @@ def measure(stack: RunningStack, runner: asyncio.Runner) -> list[dict[str, Any]]
             for times in (starts, wakes):
                 for step in range(len(WAYS)):
                     way = WAYS[(turn + step) % len(WAYS)]
+                    time.sleep(random.uniform(0, TICK_S))
                     took = start[way](projects[way])
                     if turn >= 0:
                         times[way].append(took)
