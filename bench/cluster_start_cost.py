@@ -36,7 +36,7 @@ REST_S = 3.0
 """From a stop to the next start: the node ends a server in less, and the service's own stop waits for that."""
 WAYS = ("service", "kubectl", "calls")
 TICK_S = 1.0
-"""How often an old kubelet looks at its containers. Starts at any moment of it: else one way may always just miss it."""
+"""An old kubelet looks at its containers once in this time: a start comes at any moment of it."""
 Project = dict[str, Any]
 
 
