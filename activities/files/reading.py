@@ -27,8 +27,9 @@ class ProjectReader:
     def __init__(self, root: Path, beneath: Beneath) -> None:
         self._beneath = beneath
         try:
-            self._root = os.open(root, DIRECTORY)
-        except FileNotFoundError:
+            with faults.translated("."):
+                self._root = os.open(root, DIRECTORY)
+        except NotFoundError:
             raise NotFoundError("This project has no files.") from None
 
     def __enter__(self) -> Self:

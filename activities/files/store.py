@@ -27,7 +27,7 @@ from activities.files.locks import ProjectLocks
 from activities.files.reading import ProjectReader
 from activities.files.room import DiskRoom
 from activities.files.threads import BlockingPool
-from activities.files.trees import CopyBudget, Owner, copy_tree, make_folder, remove_tree
+from activities.files.trees import CopyBudget, Owner, copy_tree, make_folder, move_tree, remove_tree
 from activities.files.writing import ProjectWriter, TempFile
 from activities.ports import (
     FileChange,
@@ -230,7 +230,8 @@ class DiskFileStore:
 
     def _destroy(self, ref: ProjectRef) -> None:
         with suppress(FileNotFoundError):
-            self.root(ref).rename(self._own("work") / f"{ref.user_id}-{ref.project_id}-{secrets.token_hex(8)}")
+            work = self._own("work")
+            move_tree(self.root(ref), work / f"{ref.user_id}-{ref.project_id}-{secrets.token_hex(8)}")
         self._clear_work(ref)
 
     def _clear_work(self, ref: ProjectRef) -> None:

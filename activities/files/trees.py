@@ -81,12 +81,18 @@ def _some_entries(descriptor: int) -> list["os.DirEntry[str]"]:
 
 def _move_up(source: int, name: str, parent: int, spare: str) -> str:
     fresh = f"{spare}{secrets.token_hex(8)}"
-    try:
-        os.rename(name, fresh, src_dir_fd=source, dst_dir_fd=parent)
-    except PermissionError:
-        os.close(_open_locked(source, name))  # a directory that we may not write can't change its parent
-        os.rename(name, fresh, src_dir_fd=source, dst_dir_fd=parent)
+    move_out(source, name, parent, fresh)
     return fresh
+
+
+def move_out(source: int, name: str, target: int, fresh: str) -> None:
+    """Rename to `fresh` in the directory `target` what is to go; a directory also when its owner has locked it."""
+    try:
+        os.rename(name, fresh, src_dir_fd=source, dst_dir_fd=target)
+    except PermissionError:
+        with suppress(NotADirectoryError):
+            os.close(_open_locked(source, name))  # a directory that we may not write can't change its parent
+        os.rename(name, fresh, src_dir_fd=source, dst_dir_fd=target)
 
 
 def _open_locked(parent: int, name: str) -> int:
@@ -238,6 +244,12 @@ def leads_out(text: str, depth: int) -> bool:
         if depth < 0:
             return True
     return False
+
+
+def move_tree(source: Path, target: Path) -> None:
+    """Rename a folder that is to go, also one that its owner has locked."""
+    with _opened(os.open(source.parent, DIRECTORY)) as here, _opened(os.open(target.parent, DIRECTORY)) as there:
+        move_out(here, source.name, there, target.name)
 
 
 def remove_folder(folder: Path) -> None:

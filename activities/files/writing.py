@@ -18,7 +18,7 @@ from activities.files import faults
 from activities.files.beneath import DIRECTORY, Beneath, Place, exists, parse_path, rename_new, sync_file_system
 from activities.files.entries import check, entry_of, etag_of, regular
 from activities.files.reading import ProjectReader
-from activities.files.trees import Owner, remove_tree
+from activities.files.trees import Owner, move_out, remove_tree
 from activities.ports import FileChange, FilePrecondition
 from workflows.contracts.errors import BadPathError, ConflictError, InvalidError, NotFoundError, PreconditionError
 from workflows.contracts.names import STUDIO_DIRECTORY
@@ -142,7 +142,7 @@ class ProjectWriter(ProjectReader):
             if stat.S_ISDIR(before.st_mode) and not recursive:
                 raise faults.is_directory(path)
             removed = f"removed-{secrets.token_hex(8)}"
-            os.rename(place.name, removed, src_dir_fd=place.parent, dst_dir_fd=self._scratch_folder())
+            move_out(place.parent, place.name, self._scratch_folder(), removed)
             os.fsync(place.parent)
             if journal is None:
                 self.discard_name(removed)
