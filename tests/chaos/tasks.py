@@ -61,7 +61,7 @@ class Task:
         answer = await self.call("POST", f"/approvals/{approval_id}", json={"decision": decision, **said})
         assert answer.status_code == 200, answer.text
 
-    async def until_state(self, *states: str, timeout_s: float = 120.0) -> Json:
+    async def until_state(self, *states: str, timeout_s: float = 60.0) -> Json:
         """The task once it is in one of `states`; outages meanwhile are waited for."""
 
         async def there() -> Json | None:
@@ -74,10 +74,10 @@ class Task:
 
         return await until(there, f"task {self.id} {' or '.join(states)}", timeout_s)
 
-    async def until_ended(self, timeout_s: float = 120.0) -> Json:
+    async def until_ended(self, timeout_s: float = 60.0) -> Json:
         return await self.until_state(*FINAL, timeout_s=timeout_s)
 
-    async def until_event(self, kind: str, timeout_s: float = 120.0, **data: Any) -> None:
+    async def until_event(self, kind: str, timeout_s: float = 40.0, **data: Any) -> None:
         """The first event of that type with that data is told."""
 
         async def told() -> bool:

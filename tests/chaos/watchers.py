@@ -62,7 +62,7 @@ class Watcher(ABC):
                 self.cuts += self._open and not self._over
                 await asyncio.sleep(random.uniform(0, 0.1))
 
-    async def until_seen(self, seq: int, timeout_s: float = 120.0) -> None:
+    async def until_seen(self, seq: int, timeout_s: float = 60.0) -> None:
         async def there() -> bool:
             return self._over or self.position >= seq
 

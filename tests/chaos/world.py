@@ -31,7 +31,7 @@ STARTS: Final = "starts.log"
 Result = TypeVar("Result")
 
 
-async def until(ask: Callable[[], Awaitable[Result | None]], what: str, timeout_s: float = 120.0) -> Result:
+async def until(ask: Callable[[], Awaitable[Result | None]], what: str, timeout_s: float = 40.0) -> Result:
     """The first answer that isn't None or False."""
     try:
         async with asyncio.timeout(timeout_s):
@@ -220,7 +220,7 @@ class Person:
         """All of theirs, in the order in which they were accepted."""
         return await self.world.fetch("SELECT * FROM operations WHERE user_id = $1 ORDER BY id", self.id)
 
-    async def until_ended(self, timeout_s: float = 120.0) -> list[asyncpg.Record]:
+    async def until_ended(self, timeout_s: float = 60.0) -> list[asyncpg.Record]:
         """All of their operations, once none runs any more."""
 
         async def ended() -> list[asyncpg.Record] | None:
@@ -285,7 +285,7 @@ class Project:
         [row] = await self.world.fetch("SELECT * FROM dev_servers WHERE project_id = $1", self.id)
         return row
 
-    async def until_state(self, *states: str, timeout_s: float = 120.0) -> asyncpg.Record:
+    async def until_state(self, *states: str, timeout_s: float = 60.0) -> asyncpg.Record:
         """The dev server's row, once it is in one of `states`."""
 
         async def there() -> asyncpg.Record | None:
@@ -305,7 +305,7 @@ class Project:
                 assert (frame.id, frame.event) == (str(body["seq"]), body["type"])
                 yield Event(body["seq"], body["type"], body["data"])
 
-    async def until_event(self, kind: str, since: int = 0, timeout_s: float = 120.0, **data: str) -> Event:
+    async def until_event(self, kind: str, since: int = 0, timeout_s: float = 40.0, **data: str) -> Event:
         """The first event of that type with that data."""
         async with asyncio.timeout(timeout_s), aclosing(self.follow(since)) as events:
             async for event in events:

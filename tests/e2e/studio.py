@@ -17,7 +17,7 @@ WAIT = {"Prefer": "wait=60"}
 Result = TypeVar("Result")
 
 
-def until(ask: Callable[[], Result | None], what: str, timeout_s: float = 60.0) -> Result:
+def until(ask: Callable[[], Result | None], what: str, timeout_s: float = 20.0) -> Result:
     """The first answer that isn't None or False."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -53,7 +53,7 @@ class Task:
     def view(self) -> Json:
         return dict(self.call("GET").json())
 
-    def until(self, *states: str, timeout_s: float = 120.0) -> Json:
+    def until(self, *states: str, timeout_s: float = 60.0) -> Json:
         """The task once it is in one of these states; it has none of the final ones unless asked for."""
 
         def there() -> Json | None:
@@ -63,7 +63,7 @@ class Task:
 
         return until(there, f"task {self.id} {' or '.join(states)}", timeout_s)
 
-    def completed(self, timeout_s: float = 120.0) -> Json:
+    def completed(self, timeout_s: float = 60.0) -> Json:
         return self.until("completed", timeout_s=timeout_s)
 
     def events(self) -> list[Json]:

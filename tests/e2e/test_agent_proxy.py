@@ -121,7 +121,7 @@ TEXT = "one two three four five six seven eight"
 def test_what_may_pass_is_tried_again_and_told_once(desk: Project, proxy: Proxy, fail: Json) -> None:
     key = uuid4().hex
     task = give(desk, script({"text": TEXT, "pieces_per_s": 100, "fail": {**fail, "times": 2}}, key=key))
-    ended = task.completed()
+    ended = task.completed(timeout_s=120)  # a stream that the proxy leaves hanging is given up after a minute
     assert [step["text"] for step in ended["steps"]] == [TEXT]
     told = task.events()
     begun = [event["type"] for event in told if event["type"] in {"step.started", "step.reset"}]
