@@ -75,8 +75,7 @@ async def accept(session: AsyncSession, project_id: int, action: DevServerAction
     row.commanded_at = func.now()
     state = _AT_ONCE.get((action, row.state))
     if state is not None:
-        row.state, row.reason, row.exit_code, row.log_tail, row.since = state, None, None, None, func.now()
-        event_log.append(session, [_state_event(row)])
+        _enter(session, row, state)
     await session.flush()
     return DevServerCommand(generation=row.generation, action=action)
 
@@ -94,10 +93,7 @@ async def record(session: AsyncSession, change: StateChange, log_tail: str | Non
     row.observed_generation = max(row.observed_generation, step.generation)
     new = (change.state, change.reason, change.exit_code, log_tail)
     if (row.state, row.reason, row.exit_code, row.log_tail) != new:
-        if row.state != change.state:
-            row.since = func.now()
-        row.state, row.reason, row.exit_code, row.log_tail = new
-        event_log.append(session, [_state_event(row)])
+        _enter(session, row, *new)
     await _end_operations(session, change)
     await session.flush()
     return True
@@ -120,13 +116,20 @@ async def _end_operations(session: AsyncSession, change: StateChange) -> None:
 
 
 async def set_stage(session: AsyncSession, project_id: int, generation: int, stage: str) -> bool:
-    """Tell a start's progress, once. False when it was told, or superseded, or the server isn't starting any more."""
+    """Tell the progress of the start that was begun for `generation`; starts accepted since are served by it, too.
+
+    False when the log tells it already, or the start is superseded, or the server isn't starting any more.
+    """
     await _lock_project(session, project_id)
     row = await session.get(DevServerRow, project_id, populate_existing=True)
-    if row is None or row.generation > generation or row.state != DevServerState.STARTING:
+    if row is None or row.state != DevServerState.STARTING:
         return False
-    if not await operations.set_dev_server_stage(session, project_id, generation, stage):
+    if row.generation > generation and row.action != DevServerAction.START:
         return False
+    await operations.set_dev_server_stage(session, project_id, row.generation, stage)
+    if row.stage == stage:
+        return False
+    row.stage = stage
     event = NewEvent(project_id=project_id, type=EventType.DEV_SERVER_STAGE, data={"stage": stage})
     event_log.append(session, [event])
     return True
@@ -177,6 +180,17 @@ async def _lock_project(session: AsyncSession, project_id: int) -> None:
     await session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
 
 
-def _state_event(row: DevServerRow) -> NewEvent:
-    data = {"state": row.state, "reason": row.reason, "exit_code": row.exit_code, "log_tail": row.log_tail}
-    return NewEvent(project_id=row.project_id, type=EventType.DEV_SERVER_STATE, data=data)
+def _enter(
+    session: AsyncSession,
+    row: DevServerRow,
+    state: DevServerState,
+    reason: str | None = None,
+    exit_code: int | None = None,
+    log_tail: str | None = None,
+) -> None:
+    """Write the state with all that belongs to it, and tell of it."""
+    if row.state != state:
+        row.since = func.now()
+    row.state, row.reason, row.exit_code, row.log_tail, row.stage = state, reason, exit_code, log_tail, None
+    data = {"state": state, "reason": reason, "exit_code": exit_code, "log_tail": log_tail}
+    event_log.append(session, [NewEvent(project_id=row.project_id, type=EventType.DEV_SERVER_STATE, data=data)])

@@ -80,10 +80,10 @@ async def finish(session: AsyncSession, operation_id: UUID, error: dict[str, Any
     await _end(session, Operation.id == operation_id, error)
 
 
-async def set_dev_server_stage(session: AsyncSession, project_id: int, generation: int, stage: str) -> bool:
-    """Tell the stage of every start up to `generation` that hasn't ended. False when that is known of all of them."""
+async def set_dev_server_stage(session: AsyncSession, project_id: int, generation: int, stage: str) -> None:
+    """Tell the stage of every start up to `generation` that hasn't ended, and of which it isn't known."""
     news = Operation.stage.is_distinct_from(stage)
-    return await _change(session, _dev_server(project_id, generation, _STARTING) & news, stage=stage)
+    await _change(session, _dev_server(project_id, generation, _STARTING) & news, stage=stage)
 
 
 async def finish_starts(

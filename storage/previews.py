@@ -3,15 +3,14 @@
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Select, and_, delete, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.credentials import hash_secret
-from storage.tables import DevServerRow, Operation, PreviewToken, Project, User
+from storage.tables import DevServerRow, PreviewToken, Project, User
 from workflows.contracts.names import ProjectRef
-from workflows.contracts.operations import OperationState
 from workflows.contracts.projects import ProjectState
 
 TOKEN_PREFIX: Final = "pvt_"  # noqa: S105 -- how tokens begin, not one of them
@@ -59,7 +58,7 @@ async def spend_token(session: AsyncSession, token: str, ref: ProjectRef) -> boo
             PreviewToken.token_hash == hash_secret(token),
             PreviewToken.spent_at.is_(None),
             PreviewToken.expires_at > func.now(),
-            PreviewToken.project_id == _live_project(ref).scalar_subquery(),
+            PreviewToken.project_id == _live_server(ref).with_only_columns(Project.id).scalar_subquery(),
         )
         .values(spent_at=func.now())
         .returning(PreviewToken.project_id)
@@ -67,28 +66,22 @@ async def spend_token(session: AsyncSession, token: str, ref: ProjectRef) -> boo
     return spent.first() is not None
 
 
-async def accepts_token(session: AsyncSession, token: str, ref: ProjectRef) -> bool:
-    """Whether the token, spent as a link or not, opens this project as a header."""
-    found = await session.scalar(
-        _live_project(ref)
+async def server_state(session: AsyncSession, ref: ProjectRef) -> str | None:
+    """How the project's dev server stands; None when the project is gone, not this user's, or they are shut out."""
+    return await session.scalar(_live_server(ref))
+
+
+async def server_state_by_token(session: AsyncSession, token: str, ref: ProjectRef) -> str | None:
+    """As `server_state`; None also when the token, spent as a link or not, doesn't open this project as a header."""
+    return await session.scalar(
+        _live_server(ref)
         .join(PreviewToken, PreviewToken.project_id == Project.id)
         .where(PreviewToken.token_hash == hash_secret(token), PreviewToken.expires_at > func.now())
     )
-    return found is not None
-
-
-async def is_live(session: AsyncSession, ref: ProjectRef) -> bool:
-    """Whether the project is there, still this user's, and the user may sign in."""
-    return await session.scalar(_live_project(ref)) is not None
 
 
 async def view(session: AsyncSession, project_id: int) -> PreviewView | None:
     """How the project and its dev server stand, in one query; None when it is gone."""
-    starting = and_(
-        Operation.project_id == DevServerRow.project_id,
-        Operation.generation == DevServerRow.generation,
-        Operation.state == OperationState.RUNNING,
-    )
     rows = await session.execute(
         select(
             Project.state,
@@ -99,21 +92,21 @@ async def view(session: AsyncSession, project_id: int) -> PreviewView | None:
             DevServerRow.log_tail,
             DevServerRow.since,
             func.now(),
-            Operation.stage,
+            DevServerRow.stage,
         )
         .join(DevServerRow, DevServerRow.project_id == Project.id)
-        .outerjoin(Operation, starting)
         .where(Project.id == project_id)
-        .limit(1)
     )
     row = rows.first()
     return None if row is None else PreviewView(*row)
 
 
-def _live_project(ref: ProjectRef) -> Select[Any]:
+def _live_server(ref: ProjectRef) -> Select[str]:
     return (
-        select(Project.id)
+        select(DevServerRow.state)
+        .select_from(Project)
         .join(User, User.id == Project.user_id)
+        .join(DevServerRow, DevServerRow.project_id == Project.id)
         .where(
             Project.id == ref.project_id,
             Project.user_id == ref.user_id,

@@ -163,6 +163,7 @@ class EventLogRow(Table):
 class DevServerRow(Table):
     """A project's dev server. `generation` counts accepted commands, `observed_generation` those that the
     workflow has heard of: a difference that lasts means that a signal was lost. `action`: the newest command's.
+    `stage`: the last one told since the state began.
     """
 
     __tablename__ = "dev_servers"
@@ -172,6 +173,7 @@ class DevServerRow(Table):
     reason: Mapped[str | None]
     exit_code: Mapped[int | None]
     log_tail: Mapped[str | None]
+    stage: Mapped[str | None]
     since: Mapped[datetime] = mapped_column(server_default=func.now())
     last_activity_at: Mapped[datetime | None]
     action: Mapped[str | None]

@@ -216,6 +216,37 @@ async def test_a_stage_is_told_once_and_only_while_it_starts(database: Database)
     assert told == ["creating", "starting", "starting"]
 
 
+async def test_a_start_that_serves_later_commands_tells_its_stages_for_them(database: Database) -> None:
+    project = await new_dev_server(database)
+
+    async def tell(generation: int, stage: str) -> bool:
+        async with database.transaction() as session:
+            return await dev_servers.set_stage(session, project.id, generation, stage)
+
+    await command(database, project, START)
+    assert await tell(1, "starting")
+    again = await command(database, project, START)
+    assert await tell(1, "probing")
+    assert (await reload(database, again)).stage == "probing"
+
+    restart = await command(database, project, RESTART)
+    assert not await tell(1, "creating")  # that start will be undone
+    assert (await reload(database, restart)).stage is None
+    assert [await tell(3, stage) for stage in ("starting", "probing")] == [True, True]
+
+    # A restart that begins with what was told last: told to its own followers, and not twice to the log's.
+    another = await command(database, project, RESTART)
+    assert not await tell(4, "probing")
+    assert (await reload(database, another)).stage == "probing"
+    await command(database, project, STOP)
+    await command(database, project, START)
+    assert await tell(6, "probing")
+    events = [(kind, *data.values()) for _, kind, data in await log_of(database, project.id)]
+    assert [event[1] for event in events if event[0].startswith("dev_server.")] == [
+        "starting", "starting", "probing", "starting", "probing", "stopping", "starting", "probing",
+    ]  # fmt: skip
+
+
 async def test_what_nobody_serves_is_found_after_its_grace(database: Database) -> None:
     unheard, moving, resting, going = [await new_dev_server(database) for _ in range(4)]
     for project in (unheard, moving, resting, going):
