@@ -4,8 +4,12 @@
 |---|---|
 | `?token=` of ours | 302 to the clean address with the cookies, once; 401 when spent, expired or another project's |
 | the cookie, or `X-Preview-Token` | 200 with the headers that go on; 404 when the project is gone |
+| the same, and the server doesn't run | 503: the page that wakes it, or a problem |
 | neither | 401 |
 A WebSocket must come from the preview's own pages: a browser sends its cookies from any page.
+
+Whether a server runs is the row's to say. The proxy's list of servers is late by moments: an address in it may belong
+to nobody by then, or to somebody else.
 """
 
 from dataclasses import dataclass
@@ -22,8 +26,10 @@ from api.preview.credentials import (
     without_token,
 )
 from api.preview.gate_key import gate_key
+from api.preview.waking import answer_in_place
 from api.services import Services
 from storage import previews
+from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.errors import DeniedError, NotFoundError, UnauthenticatedError
 from workflows.contracts.names import ProjectRef, parse_preview_host
 
@@ -52,6 +58,7 @@ class PreviewGate:
     """Checks visits. One per application, made from its services; `close` it with them."""
 
     def __init__(self, services: Services) -> None:
+        self._services = services
         self._database = services.database
         self._domain = services.config.preview_domain
         self._scheme = services.config.preview_scheme
@@ -72,11 +79,16 @@ class PreviewGate:
         return Visit(ref, host, uri, headers)
 
     async def check(self, visit: Visit) -> Response:
-        """Answer 200 with what goes on to the server, or 302. Raises what else API.md says of a preview."""
+        """Answer 200 with what goes on to the server, 302, or what stands in a sleeping one's place.
+
+        Raises what else API.md says of a preview. The visit's own method is `X-Forwarded-Method`.
+        """
         token = token_in(visit.uri)
         if token is not None and not visit.is_websocket:
             return await self._redeem(visit, token)
-        await self._admit(visit)
+        if await self._admit(visit) != DevServerState.RUNNING:
+            method, accept = (visit.headers.get(name, "") for name in ("x-forwarded-method", "accept"))
+            return await answer_in_place(self._services, visit.ref, method=method, accept=accept)
         self.activity.note(visit.ref.project_id)
         return self._pass_on(visit)
 
@@ -110,21 +122,25 @@ class PreviewGate:
             response.headers.append("set-cookie", cookie)
         return response
 
-    async def _admit(self, visit: Visit) -> None:
+    async def _admit(self, visit: Visit) -> str:
+        """How the visited server stands."""
         header_token = visit.headers.get(TOKEN_HEADER)
         if self._cookies.opens(visit.headers.getlist("cookie"), visit.ref):
             self._check_origin(visit)
             async with self._database.reading() as session:
-                if not await previews.is_live(session, visit.ref):
-                    raise NotFoundError("This project is gone.")
+                state = await previews.server_state(session, visit.ref)
+            if state is None:
+                raise NotFoundError("This project is gone.")
         elif header_token is not None:
             if "origin" in visit.headers:
                 self._check_origin(visit)
             async with self._database.reading() as session:
-                if not await previews.accepts_token(session, header_token, visit.ref):
-                    raise UnauthenticatedError("This preview token has expired, or is another project's.")
+                state = await previews.server_state_by_token(session, header_token, visit.ref)
+            if state is None:
+                raise UnauthenticatedError("This preview token has expired, or is another project's.")
         else:
             raise UnauthenticatedError("Only the project's owner gets in here: open the preview from the studio.")
+        return state
 
     def _check_origin(self, visit: Visit) -> None:
         if visit.is_websocket and visit.headers.get("origin", "").lower() != f"{self._scheme}://{visit.host}".lower():

@@ -5,6 +5,7 @@ does, except right after a failure, so that an app that crashes at once isn't st
 """
 
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.responses import JSONResponse, Response
@@ -39,7 +40,10 @@ _RESTING = {
 
 
 async def answer_in_place(services: Services, ref: ProjectRef, *, method: str, accept: str) -> Response:
-    """Answer a request of the project's owner. Raises `NotFoundError` when the project is gone."""
+    """Answer a request of the project's owner, with a 503 whatever it shows: where Traefik asks, a 200 would let it in.
+
+    Raises `NotFoundError` when the project is gone.
+    """
     if RETRY_TYPE in accept:
         return _as_state(await _start(services, ref, await _view(services, ref)))
     if STATE_TYPE in accept:
@@ -129,7 +133,8 @@ def _state(
 
 
 def _as_state(state: dict[str, Any]) -> Response:
-    return JSONResponse(state, headers={"cache-control": "no-store"}, media_type=STATE_TYPE)
+    headers = {"cache-control": "no-store"}
+    return JSONResponse(state, HTTPStatus.SERVICE_UNAVAILABLE, headers=headers, media_type=STATE_TYPE)
 
 
 def as_problem(error: StudioError) -> Response:

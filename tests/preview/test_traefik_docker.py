@@ -17,6 +17,7 @@ from storage.engine import Database
 from storage.projects import ProjectRecord
 from tests.preview.world import DOMAIN, House, free_port, house, proxy
 from workers.stack.traefik_config import dynamic_config, static_config
+from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.names import LABEL_INSTANCE
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -72,6 +73,7 @@ async def test_a_container_is_found_by_its_labels_and_replaced_by_the_page_when_
     project = await by_labels.new_project()
     token = await by_labels.token(project)
     name = start(project, instance, tmp_path / "app")
+    await by_labels.set_server_state(project, DevServerState.RUNNING)
     page = await until(by_labels, project, token, 200)
     assert "<title>New app</title>" in page.text
 

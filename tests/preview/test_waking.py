@@ -10,6 +10,7 @@ from storage import dev_servers
 from storage.dev_servers import DevServerRecord
 from storage.projects import ProjectRecord
 from tests.preview.world import House
+from workflows.contracts.dev_servers import DevServerState
 from workflows.contracts.names import dev_server_id
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
@@ -19,7 +20,7 @@ async def test_a_navigation_wakes_the_project_once_and_shows_how_it_goes(awake: 
     project = await awake.new_project()
     cookie = await awake.cookies(project)
     state = await awake.get(project, Cookie=cookie, Accept=STATE_TYPE)
-    assert (state.status_code, state.json()["title"]) == (200, "Not running")
+    assert (state.status_code, state.json()["title"]) == (503, "Not running")
     assert (await _server(awake, project)).generation == 0  # asking isn't waking
 
     page = await awake.get(project, "/deep/link?x=1", Cookie=cookie, Accept=HTML)
@@ -32,7 +33,7 @@ async def test_a_navigation_wakes_the_project_once_and_shows_how_it_goes(awake: 
     client = await awake.services.temporal.client()
     assert (await client.get_workflow_handle(dev_server_id(project.id)).describe()).workflow_type == "DevServer"
 
-    await _write(awake, "UPDATE operations SET stage = 'probing'")
+    await _write(awake, "UPDATE dev_servers SET stage = 'probing'")
     await awake.get(project, Cookie=cookie, Accept=HTML)
     state = await awake.get(project, Cookie=cookie, Accept=STATE_TYPE)
     assert state.headers["content-type"] == STATE_TYPE
@@ -111,7 +112,7 @@ async def test_a_server_that_has_just_died_is_answered_for(previews: House) -> N
     project = await previews.new_project()
     cookie = await previews.cookies(project)
     async with previews.app_of(project):
-        await _write(previews, "UPDATE dev_servers SET state = 'running'")
+        pass
     # The app is gone, its route is still there: Traefik's own 502 is replaced.
     page = await previews.get(project, Cookie=cookie, Accept=HTML)
     assert (page.status_code, page.headers["retry-after"]) == (503, "2")
@@ -121,6 +122,33 @@ async def test_a_server_that_has_just_died_is_answered_for(previews: House) -> N
     assert (plain.status_code, plain.headers["content-type"]) == (503, "application/problem+json")
     assert (await previews.get(project, Cookie=cookie, Accept=STATE_TYPE)).json()["tone"] == "busy"
     assert (await previews.get(project, Accept=HTML)).status_code == 401
+
+
+@pytest.mark.parametrize("state", [state for state in DevServerState if state is not DevServerState.RUNNING])
+async def test_nobody_gets_through_a_route_that_is_older_than_the_servers_end(
+    previews: House, state: DevServerState
+) -> None:
+    """The proxy learns late that a server has gone; what has its address by then may be another's."""
+    project = await previews.new_project()
+    async with previews.app_of(project):
+        cookie = await previews.cookies(project)
+        await previews.set_server_state(project, state)
+        kinds = {HTML: "text/html", STATE_TYPE: STATE_TYPE, RETRY_TYPE: STATE_TYPE, "*/*": "application/problem+json"}
+        for accept, kind in kinds.items():
+            answer = await previews.get(project, Cookie=cookie, Accept=accept)
+            assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (503, kind)
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(
+                f"ws://{previews.host(project)}/socket",
+                host="127.0.0.1",
+                proxy=None,
+                additional_headers={"Cookie": cookie, "Origin": f"http://{previews.host(project)}"},
+            ):
+                pass
+        assert refused.value.response.status_code == 503
+        assert previews.seen == []
+        await previews.set_server_state(project, DevServerState.RUNNING)
+        assert (await previews.get(project, Cookie=cookie, Accept=HTML)).status_code == 200
 
 
 async def test_a_route_goes_with_its_server(previews: House) -> None:

@@ -22,13 +22,14 @@ from api.auth.tokens import AccessTokens
 from api.preview.gate_key import gate_key
 from api.services import ApiConfig, Services
 from api.temporal import TemporalGateway
-from storage import credentials, projects, users
+from storage import credentials, dev_servers, projects, users
 from storage.engine import Database
 from storage.event_listener import EventListener
 from storage.event_log import EventReader
 from storage.projects import NewProject, ProjectRecord
 from storage.secret_box import SecretBox
 from workers.stack.traefik_config import dynamic_config, static_config
+from workflows.contracts.dev_servers import DevServerState, DevServerStep, StateChange
 from workflows.contracts.names import ProjectRef, preview_host
 from workflows.contracts.projects import ProjectState
 
@@ -114,8 +115,17 @@ class House:
         """An app runs for these projects; its route is live. Yields its port."""
         async with serving(echo_app(self.seen)) as port:
             self.runtime.servers = [_running(project.ref, port) for project in owners]
+            for project in owners:
+                await self.set_server_state(project, DevServerState.RUNNING)
             await self._until_routed(owners[0], live=True)
             yield port
+
+    async def set_server_state(self, project: ProjectRecord, state: DevServerState) -> None:
+        async with self.database.transaction() as session:
+            server = await dev_servers.get(session, project.id)
+            assert server is not None
+            step = DevServerStep(user_id=project.user_id, project_id=project.id, generation=server.generation)
+            assert await dev_servers.record(session, StateChange(step=step, state=state))
 
     async def drop_routes(self, project: ProjectRecord) -> None:
         self.runtime.servers = []
