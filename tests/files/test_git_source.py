@@ -252,19 +252,19 @@ async def test_a_large_repository_is_cut_off(server: GitServer, tmp_path: Path, 
 
 async def test_a_slow_server_is_left_with_no_process(server: GitServer, tmp_path: Path) -> None:
     publish(server, {"a": b""})
-    server.stall_s = 3
+    server.stall_s = 20
     began = time.monotonic()
     with pytest.raises(InvalidError) as caught:
         await fetch(server.url(), None, tmp_path / "target", GitLimits(timeout_s=0.7), access=server.access)
     assert caught.value.code == "git_timeout"
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 10
     assert not (tmp_path / "target").exists()
     assert not gits(tmp_path)
 
 
 async def test_a_cancelled_fetch_leaves_nothing(server: GitServer, tmp_path: Path) -> None:
     publish(server, {"a": b""})
-    server.stall_s = 3
+    server.stall_s = 20
     task = asyncio.create_task(fetch(server.url(), None, tmp_path / "target", access=server.access))
     await asyncio.sleep(0.5)
     assert gits(tmp_path)

@@ -6,7 +6,6 @@ import pickle
 import re
 import sys
 import textwrap
-import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -265,10 +264,9 @@ async def test_exec_gives_bytes_as_they_are_and_much_of_them(house: House) -> No
 
 async def test_exec_runs_out_of_time(house: House) -> None:
     runtime, ref = await running(house)
-    began = time.monotonic()
-    out, _, end = await collect(runtime.exec(ref, ExecSpec("echo begun; sleep 60", timeout_s=0.7)))
+    async with asyncio.timeout(30):
+        out, _, end = await collect(runtime.exec(ref, ExecSpec("echo begun; sleep 60", timeout_s=0.7)))
     assert (out, end) == (b"begun\n", ExecExit(124, timed_out=True))
-    assert time.monotonic() - began < 6
     assert (await run(runtime, ref, "exit 124"))[2] == 124
 
 
@@ -295,20 +293,18 @@ async def test_nothing_of_an_ended_exec_lives_on(house: House, way: str) -> None
     if way in {"cancel", "close"}:
         assert await alive(runtime, ref, "sleep")
         task.cancel()
-    began = time.monotonic()
-    await asyncio.wait([task], timeout=10)
+    await asyncio.wait([task], timeout=30)
     assert task.done()
-    assert time.monotonic() - began < 6
     assert not await alive(runtime, ref, "sleep")
     await until(lambda: runtime.probe(ref, 8000))
 
 
 async def test_eight_execs_at_once(house: House) -> None:
+    """Each waits for all others."""
     runtime, ref = await running(house)
-    began = time.monotonic()
-    results = await asyncio.gather(*(run(runtime, ref, f"sleep 1; echo {n}") for n in range(8)))
+    meet = "touch met-{0}; while [ $(ls met-* | wc -l) -lt 8 ]; do sleep 0.1; done; echo {0}"
+    results = await asyncio.gather(*(run(runtime, ref, meet.format(n)) for n in range(8)))
     assert [result[0] for result in results] == [f"{n}\n" for n in range(8)]
-    assert time.monotonic() - began < 6
 
 
 async def test_a_slow_reader_holds_the_writer_back(house: House) -> None:
@@ -417,10 +413,9 @@ async def test_a_ledger_command_is_killed_with_its_tree(house: House) -> None:
         return (house.folder(ref) / "up").exists()
 
     await until(up)
-    began = time.monotonic()
-    await runtime.kill_command(ref, "k")
-    await runtime.kill_command(ref, "k")
-    assert time.monotonic() - began < 6
+    async with asyncio.timeout(30):
+        await runtime.kill_command(ref, "k")
+        await runtime.kill_command(ref, "k")
     status = await runtime.command_status(ref, "k")
     assert status is not None
     assert status.exit_code not in (0, None)
