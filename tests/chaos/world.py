@@ -8,7 +8,7 @@ import signal
 import sys
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from httpx_sse import aconnect_sse
 
 from storage.engine import plain_dsn
 from tests.chaos.observers import Observer
-from tests.workers.stacks import RunningStack, free_ports
+from tests.workers.stacks import RunningStack, free_ports, running_stack
 
 PASSWORD: Final = "correct horse battery"
 DOWN: Final = ("stopped", "failed")
@@ -81,17 +81,11 @@ def world_of(
     environment: Mapping[str, str], observe: Callable[["World"], Observer], *, ready_s: float = 90.0
 ) -> Iterator["World"]:
     """A stack of these settings, ready, and ended afterwards: nothing of it lives on."""
-    stack = RunningStack({**environment, "RECONCILE_INTERVAL_S": "2", "RECONCILE_GRACE_S": "4"})
-    made: World | None = None
-    try:
-        stack.wait_ready(ready_s)
+    quick = {"RECONCILE_INTERVAL_S": "2", "RECONCILE_GRACE_S": "4"}
+    with ExitStack() as afterwards, running_stack({**environment, **quick}, ready_s) as stack:
         made = World(stack, observe)
+        afterwards.callback(made.observer.close)
         yield made
-    finally:
-        stack.stop()
-        if made is not None:
-            made.observer.close()
-    assert stack.processes() == []
 
 
 class World:

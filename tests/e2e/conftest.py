@@ -5,7 +5,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import docker
 from tests.e2e.browser import chromium, window
 from tests.e2e.studio import Person, Project, Studio
 from tests.namespaces import own_namespace
-from tests.workers.stacks import RunningStack, stack_environment
+from tests.workers.stacks import running_stack, stack_environment
 from workers.stack.data_directory import DataDirectory
 from workflows.contracts.names import LABEL_INSTANCE
 
@@ -91,24 +91,21 @@ def studio(mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFact
             environment["DOCKER_HOST"] = no_engine.address
         if mode == "kubernetes":
             environment |= around.enter_context(own_namespace(data))
-        yield from running(environment, mode, tmp_path_factory.mktemp(f"shots-{mode}"))
+        shots = tmp_path_factory.mktemp(f"shots-{mode}")
+        yield around.enter_context(studio_on(environment, mode, shots))
     if mode == "local":
         assert no_engine.callers() == 0, "local mode has called the Docker engine"
 
 
-def running(environment: dict[str, str], mode: str, shots: Path) -> Iterator[Studio]:
-    """The stack, ended as its user would end it: with success, and without anything left."""
-    stack = RunningStack(environment)
+@contextmanager
+def studio_on(environment: dict[str, str], mode: str, shots: Path) -> Iterator[Studio]:
+    """A stack of these settings, ended as its user would end it, and without containers left."""
     try:
-        stack.wait_ready(READY_S)
-        with closing(Studio(stack, mode, shots)) as studio:
+        with running_stack(environment, READY_S) as stack, closing(Studio(stack, mode, shots)) as studio:
             yield studio
     finally:
-        code = stack.stop()
         if mode == "docker":
-            remove_containers(DataDirectory(stack.data).instance)
-    assert code == 0, stack.output
-    assert stack.processes() == []
+            remove_containers(DataDirectory(Path(environment["DATA_DIR"])).instance)
 
 
 @pytest.fixture(autouse=True)

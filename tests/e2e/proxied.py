@@ -17,7 +17,6 @@ from workers.stack.postgres import EmbeddedPostgres
 from workers.superuser import promote
 from workflows.contracts.names import LABEL_PROJECT, LABEL_USER, model_key_alias
 
-READY_S = 300.0
 INPUT_PRICE, OUTPUT_PRICE = 10, 100
 """Of a million tokens, in USD."""
 KEY = re.compile(r"\bsk-[\w-]{8,}")

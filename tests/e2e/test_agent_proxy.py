@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import BrowserContext
 
-from tests.e2e.conftest import remove_containers
-from tests.e2e.proxied import KEY, READY_S, Operator, Proxy, proxied_environment, where_keys_might_show
+from tests.e2e.conftest import studio_on
+from tests.e2e.proxied import KEY, Operator, Proxy, proxied_environment, where_keys_might_show
 from tests.e2e.studio import Person, Project, Studio, until
 from tests.e2e.tasks import (
     Json,
@@ -26,8 +26,6 @@ from tests.e2e.tasks import (
     try_to_give,
     watch_the_demo_change_the_page,
 )
-from tests.workers.stacks import RunningStack
-from workers.stack.data_directory import DataDirectory
 
 pytestmark = [pytest.mark.docker, pytest.mark.litellm, pytest.mark.slow]
 
@@ -40,16 +38,9 @@ HISTORY_LIMIT = 2 * 1024 * 1024
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """In place of the shared one: a stack with a proxy, on the Docker engine."""
-    stack = RunningStack(proxied_environment(tmp_path_factory.mktemp("e2e-proxied") / "data"))
-    try:
-        stack.wait_ready(READY_S)
-        with closing(Studio(stack, "docker", tmp_path_factory.mktemp("shots-proxied"))) as studio:
-            yield studio
-    finally:
-        code = stack.stop()
-        remove_containers(DataDirectory(stack.data).instance)
-    assert code == 0, stack.output
-    assert stack.processes() == []
+    environment = proxied_environment(tmp_path_factory.mktemp("e2e-proxied") / "data")
+    with studio_on(environment, "docker", tmp_path_factory.mktemp("shots-proxied")) as studio:
+        yield studio
 
 
 @pytest.fixture(scope="module")

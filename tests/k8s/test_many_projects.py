@@ -8,7 +8,7 @@ import pytest
 from tests.cluster import kubectl
 from tests.k8s.crowd import Crowd, asked, crowd_of, until
 from tests.namespaces import own_namespace
-from tests.workers.stacks import RunningStack, stack_environment
+from tests.workers.stacks import RunningStack, running_stack, stack_environment
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
@@ -26,13 +26,9 @@ REST_S = 10.0
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     data = tmp_path_factory.mktemp("many") / "data"
     with own_namespace(data) as cluster:
-        running = RunningStack(stack_environment(data) | cluster | {"DEVSERVER_MEMORY_MB": str(MEMORY_MB)})
-        try:
-            running.wait_ready(180)
+        environment = stack_environment(data) | cluster | {"DEVSERVER_MEMORY_MB": str(MEMORY_MB)}
+        with running_stack(environment, 180) as running:
             yield running
-        finally:
-            running.stop()
-        assert running.processes() == []
 
 
 @pytest.fixture

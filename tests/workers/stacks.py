@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -35,6 +36,19 @@ def stack_environment(data: Path) -> dict[str, str]:
     ports = dict(zip(("API_PORT", "PREVIEW_PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT"), free_ports(4), strict=True))
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return {**kept, "DATA_DIR": str(data), "DEPLOYMENT_MODE": "docker", **{n: str(p) for n, p in ports.items()}}
+
+
+@contextmanager
+def running_stack(environment: Mapping[str, str], ready_s: float = 90.0) -> Iterator["RunningStack"]:
+    """A stack that is ready, ended afterwards as its user would end it: with success, and nothing of it lives on."""
+    running = RunningStack(environment)
+    try:
+        running.wait_ready(ready_s)
+        yield running
+    finally:
+        code = running.stop()
+    assert code == 0, running.output
+    assert running.processes() == []
 
 
 class RunningStack:
@@ -111,8 +125,8 @@ class RunningStack:
 
     def _owns(self, process: psutil.Process) -> bool:
         try:
-            told = process.environ().get("DATA_DIR") == str(self.data)
-            return process.pid != os.getpid() and (told or str(self.data) in " ".join(process.cmdline()))
+            named = str(self.data) in " ".join(process.cmdline())
+            return process.pid != os.getpid() and (named or process.environ().get("DATA_DIR") == str(self.data))
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             return False
 

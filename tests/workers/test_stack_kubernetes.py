@@ -14,7 +14,7 @@ import pytest
 from tests.cluster import ROOT, kubectl
 from tests.e2e.studio import Project, Studio, until
 from tests.namespaces import own_namespace
-from tests.workers.stacks import RunningStack, stack_environment
+from tests.workers.stacks import RunningStack, running_stack, stack_environment
 from workflows.contracts.names import ProjectRef, kubernetes_name
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
@@ -31,13 +31,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.fixture(scope="module")
 def stack(environment: dict[str, str]) -> Iterator[RunningStack]:
-    running = RunningStack(environment)
-    try:
-        running.wait_ready(180)
+    with running_stack(environment, 180) as running:
         yield running
-    finally:
-        running.stop()
-    assert running.processes() == []
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from activities.language_models.open import ModelSettings, open_language_model
 from activities.ports import ModelEnd, ModelMessage, ModelRequest
 from tests.language_models.servers import WireServer, answering
-from tests.workers.stacks import RunningStack, stack_environment
+from tests.workers.stacks import RunningStack, running_stack, stack_environment
 from workers.settings import Settings
 from workers.stack.data_directory import DataDirectory, StackError
 from workers.stack.litellm import Proxy, _upstream, configuration
@@ -75,13 +75,9 @@ def test_two_proxies_are_refused(data: DataDirectory) -> None:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    running = RunningStack(stack_environment(tmp_path_factory.mktemp("litellm") / "data") | {"LITELLM": "1"})
-    try:
-        running.wait_ready(240)
+    environment = stack_environment(tmp_path_factory.mktemp("litellm") / "data") | {"LITELLM": "1"}
+    with running_stack(environment, 240) as running:
         yield running
-    finally:
-        running.stop()
-    assert running.processes() == []
 
 
 async def say_hello(environment: dict[str, str]) -> ModelEnd:
