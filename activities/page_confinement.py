@@ -4,12 +4,19 @@ For the browser of a page that may break out of its renderer. Of this machine it
 of other users, service-account tokens, mounted secrets), no look into a process that isn't its own child (so neither
 its environment nor its memory, also of the same user), no TCP but to the gateway, and no signal to anybody else.
 Landlock does it: the kernel's own, which needs no right and no namespace, so it holds in a container without any.
+What it doesn't know, a seccomp filter refuses: all other kinds of sockets. Without UDP nothing gets around the gateway,
+and without netlink the browser doesn't hear of networks that come and go with other people's containers, at which it
+would drop the requests under way.
 Imports nothing but the standard library: it stands between every look and its browser.
 """
 
 import ctypes
+import errno
 import os
+import platform
+import socket
 import stat
+import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,6 +48,21 @@ _NETWORK_SINCE, _SIGNALS_SINCE = 4, 6
 
 _NO_NEW_PRIVILEGES: Final = 38
 
+# linux/seccomp.h, linux/audit.h, linux/filter.h
+_SET_SECCOMP, _FILTER = 22, 2
+_SOCKET_CALLS: Final = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+"""By machine: what it is for the kernel, and the number of its call `socket`."""
+_IO_URING_SETUP: Final = 425
+"""Refused, too: a ring makes sockets without that call."""
+_FOREIGN_NUMBERS: Final = 0x40000000
+"""From here on, x86_64 has its calls a second time, for programs with short pointers."""
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+_CALL, _MACHINE, _FAMILY, _KIND, _PROTOCOL = 0, 4, 16, 24, 32
+"""Where a call's number, machine, and first three arguments stand."""
+_KIND_BITS: Final = 0xF
+"""The rest says how its descriptor is opened."""
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+
 
 class _Ruleset(ctypes.Structure):
     _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
@@ -55,11 +77,16 @@ class _Port(ctypes.Structure):
     _fields_ = (("allowed", ctypes.c_uint64), ("port", ctypes.c_uint64))
 
 
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
 def missing_confinement() -> list[str]:
     """What this kernel, or a container's seccomp profile, can't keep a program from: nothing, where it can all."""
     version = _version()
     since = {"files and processes": 1, "network": _NETWORK_SINCE, "signals": _SIGNALS_SINCE}
-    return [name for name, first in since.items() if version < first]
+    missing = [name for name, first in since.items() if version < first]
+    return missing if platform.machine() in _SOCKET_CALLS else [*missing, "sockets other than TCP's"]
 
 
 def confine(folder: Path, port: int, programs: Iterable[Path] = ()) -> None:
@@ -67,11 +94,49 @@ def confine(folder: Path, port: int, programs: Iterable[Path] = ()) -> None:
 
     Where the kernel can't, as far as it can: `missing_confinement`. Raises `OSError` when it can and doesn't.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    _checked(ctypes.CDLL(None, use_errno=True).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    _refuse_sockets()
     version = _version()
-    if version == 0:
+    if version > 0:
+        _restrict(version, folder, port, programs)
+
+
+def _refuse_sockets() -> None:
+    """Leave this process sockets of TCP, which Landlock sees to, and those between programs of this machine."""
+    if platform.machine() not in _SOCKET_CALLS:
         return
-    _checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    machine, socket_call = _SOCKET_CALLS[platform.machine()]
+    tcp, refuse, allow = 10, 16, 17
+    # What is done, with which number, and where it goes on from a comparison that holds or doesn't: None is the next.
+    steps = (
+        (_LOAD, _MACHINE, None, None),
+        (_EQUAL, machine, None, refuse),
+        (_LOAD, _CALL, None, None),
+        (_EQUAL, _IO_URING_SETUP, refuse, None),
+        (_AT_LEAST, _FOREIGN_NUMBERS, refuse, None),
+        (_EQUAL, socket_call, None, allow),
+        (_LOAD, _FAMILY, None, None),
+        (_EQUAL, socket.AF_UNIX, allow, None),
+        (_EQUAL, socket.AF_INET, tcp, None),
+        (_EQUAL, socket.AF_INET6, tcp, refuse),
+        (_LOAD, _KIND, None, None),
+        (_AND, _KIND_BITS, None, None),
+        (_EQUAL, socket.SOCK_STREAM, None, refuse),
+        (_LOAD, _PROTOCOL, None, None),
+        (_EQUAL, socket.IPPROTO_IP, allow, None),
+        (_EQUAL, socket.IPPROTO_TCP, allow, refuse),
+        (_RETURN, _REFUSE, None, None),
+        (_RETURN, _ALLOW, None, None),
+    )
+    code = b"".join(
+        struct.pack("HBBI", does, *(0 if to is None else to - here - 1 for to in (then, otherwise)), number)
+        for here, (does, number, then, otherwise) in enumerate(steps)
+    )
+    program = _Program(len(steps), code)
+    _checked(ctypes.CDLL(None, use_errno=True).prctl(_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0))
+
+
+def _restrict(version: int, folder: Path, port: int, programs: Iterable[Path]) -> None:
     known = (1 << max(bits for first, bits in _FILE_RIGHTS.items() if version >= first)) - 1
     handled = _Ruleset(
         known,

@@ -15,7 +15,7 @@ from activities.page_browser import _as_unprivileged, _prepare, _remove, _visit,
 from activities.page_confinement import missing_confinement
 from activities.page_view import Visit
 
-FORBIDDEN = ("another file", "other projects", "environment", "memory", "signal", "port", "new file")
+FORBIDDEN = ("another file", "other projects", "environment", "memory", "signal", "port", "new file", "udp", "netlink")
 ALLOWED = ("own file", "own environment", "system", "gateway", "child")
 
 
@@ -58,6 +58,8 @@ def attempts(folder: Path, victim: int, ports: tuple[int, int]) -> dict[str, str
         "signal": f"kill -CONT {victim}",
         "port": f"echo > /dev/tcp/127.0.0.1/{ports[1]}",
         "new file": f"touch {folder.parent}/open/new",
+        "udp": f"echo > /dev/udp/127.0.0.1/{ports[0]}",
+        "netlink": "ip link show lo",
         "own file": f"mkdir {folder}/d && echo x > {folder}/d/new && mv {folder}/d/new {folder}/moved",
         "own environment": "cat /proc/self/environ",
         "system": "cat /etc/passwd && ls /usr && head -c 1 /dev/urandom && echo > /dev/null",
@@ -128,6 +130,60 @@ async def test_the_browser_itself_reads_nobody_elses_files(profile: Path, confin
         assert view.text == ""
     else:
         assert (view.error, view.text) == (None, "secret")
+
+
+SOCKETS = """
+import ctypes, socket
+from activities import page_confinement
+
+def by_call(*numbers):
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    if call(*map(ctypes.c_long, numbers)) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+page_confinement._checked(ctypes.CDLL(None, use_errno=True).prctl(page_confinement._NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+page_confinement._refuse_sockets()
+inet, stream = socket.AF_INET, socket.SOCK_STREAM
+attempts = {
+    "tcp": lambda: socket.socket(inet, stream),
+    "tcp, named": lambda: socket.socket(inet, stream, socket.IPPROTO_TCP),
+    "tcp over 6": lambda: socket.socket(socket.AF_INET6, stream),
+    "tcp, with bits": lambda: socket.socket(inet, stream | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK),
+    "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "pair": socket.socketpair,
+    "udp": lambda: socket.socket(inet, socket.SOCK_DGRAM),
+    "udp, with bits": lambda: socket.socket(inet, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC),
+    "udp over 6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM),
+    "raw": lambda: socket.socket(inet, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+    "mptcp": lambda: socket.socket(inet, stream, 262),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
+    "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "vsock": lambda: socket.socket(socket.AF_VSOCK, stream),
+    "ring": lambda: by_call(425, 1, 0),
+    "foreign number": lambda: by_call(0x40000000 + 41, inet, stream, 0),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except PermissionError:
+        print("refused", name)
+    else:
+        print("open", name)
+"""
+
+
+async def test_no_socket_is_left_but_tcp_and_this_machines() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SOCKETS),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(page_confinement.__file__).parents[1],
+    )
+    async with asyncio.timeout(30):
+        answers = (await process.communicate())[0].decode().splitlines()
+    assert [line for line in answers if line.startswith("open")] == [
+        f"open {name}" for name in ("tcp", "tcp, named", "tcp over 6", "tcp, with bits", "unix", "pair")
+    ]
+    assert len(answers) == 16
 
 
 async def test_where_a_kernel_can_less_the_rest_is_held(profile: Path) -> None:

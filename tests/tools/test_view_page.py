@@ -5,7 +5,7 @@ import os
 import pwd
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +242,40 @@ def test_looking_has_no_effects() -> None:
 def test_paths_that_are_none(path: str) -> None:
     with pytest.raises(ValueError, match="path"):
         ViewPageArguments(path=path)
+
+
+async def run(*words: str) -> None:
+    process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
+
+
+@pytest.mark.browser
+async def test_networks_that_come_and_go_meanwhile_dont_disturb_a_page() -> None:
+    """Every container that starts brings one; a browser that hears of it drops the requests under way."""
+    if os.geteuid() != 0:
+        pytest.skip("only root makes networks")
+
+    async def come_and_go() -> None:
+        one, other = f"studio{os.getpid() % 10_000_000}", f"oidust{os.getpid() % 10_000_000}"
+        while True:
+            await run("ip", "link", "add", one, "type", "veth", "peer", "name", other)
+            try:
+                await run("ip", "address", "add", "198.51.100.7/32", "dev", one)
+                await run("ip", "link", "set", other, "up")
+                await run("ip", "link", "set", one, "up")
+                await asyncio.sleep(0.2)
+            finally:
+                await run("ip", "link", "delete", one)
+
+    ask = "Promise.all(Array.from({length: 40}, () => fetch('/data')))"  # most of them wait for a connection
+    body = f"<script>(async () => {{ for (;;) {{ await {ask}; }} }})()</script>"
+    async with app(body, data=answer(b"{}")) as server:
+        changing = asyncio.create_task(come_and_go())
+        try:
+            result = await view(server, wait_s=4)
+        finally:
+            changing.cancel()
+            with suppress(asyncio.CancelledError):
+                await changing
+    assert "NETWORK_CHANGED" not in result.text
+    assert len(server.requests) > 40
