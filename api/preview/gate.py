@@ -4,15 +4,16 @@
 |---|---|
 | `?token=` of ours | 302 to the clean address with the cookies, once; 401 when spent, expired or another project's |
 | the cookie, or `X-Preview-Token` | 200 with the headers that go on; 404 when the project is gone |
-| the same, and the server doesn't run | 503: the page that wakes it, or a problem |
+| the same, and the server is down | 503: the page that wakes it, or a problem |
 | neither | 401 |
 A WebSocket must come from the preview's own pages: a browser sends its cookies from any page.
 
-Whether a server runs is the row's to say. The proxy's list of servers is late by moments: an address in it may belong
-to nobody by then, or to somebody else.
+Whether a server is down is the row's to say. The proxy's list of servers is late by moments: an address in it may
+belong to nobody by then, or to somebody else. One that starts is seen as soon as the proxy knows it: the row is late.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -36,6 +37,7 @@ from workflows.contracts.names import ProjectRef, parse_preview_host
 USER_HEADER = "x-preview-user"
 TOKEN_HEADER = "x-preview-token"  # noqa: S105 -- a header's name
 
+_DOWN: Final[frozenset[str]] = frozenset({DevServerState.STOPPED, DevServerState.STOPPING, DevServerState.FAILED})
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -79,14 +81,14 @@ class PreviewGate:
         return Visit(ref, host, uri, headers)
 
     async def check(self, visit: Visit) -> Response:
-        """Answer 200 with what goes on to the server, 302, or what stands in a sleeping one's place.
+        """Answer 200 with what goes on to the server, 302, or what stands in place of one that is down.
 
         Raises what else API.md says of a preview. The visit's own method is `X-Forwarded-Method`.
         """
         token = token_in(visit.uri)
         if token is not None and not visit.is_websocket:
             return await self._redeem(visit, token)
-        if await self._admit(visit) != DevServerState.RUNNING:
+        if await self._admit(visit) in _DOWN:
             method, accept = (visit.headers.get(name, "") for name in ("x-forwarded-method", "accept"))
             return await answer_in_place(self._services, visit.ref, method=method, accept=accept)
         self.activity.note(visit.ref.project_id)
