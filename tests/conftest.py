@@ -11,7 +11,7 @@ from storage.migrate import migrate
 from tests.measuring import pytest_terminal_summary  # noqa: F401 -- pytest finds its hooks here
 from tests.needs import pytest_runtest_setup  # noqa: F401 -- and this one
 from tests.postgres import PostgresServer
-from tests.scheduling import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401 -- these, too
+from tests.scheduling import pytest_xdist_make_scheduler  # noqa: F401 -- and this one
 
 TEMPLATE = "studio_template"
 

@@ -1,8 +1,7 @@
 """How `make test` shares the tests among its processes: by file, and those that stand on one stack together.
 
 The end-to-end tests of one runtime share a stack that takes seconds to come up, so they go to one process, whatever
-their files. They come last, all three at the same time: their stacks last as long as their processes do, and one that
-has nothing to do still takes a tenth of a core and more from the others.
+their files.
 """
 
 import re
@@ -20,10 +19,6 @@ class ByFileOrStack(LoadFileScheduling):  # type: ignore[misc]  # xdist comes wi
     def _split_scope(self, nodeid: str) -> str:
         match = END_TO_END.match(nodeid)
         return f"end to end, {match[1]}" if match else str(super()._split_scope(nodeid))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: END_TO_END.match(item.nodeid) is not None)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFileOrStack | None:

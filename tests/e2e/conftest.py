@@ -71,18 +71,18 @@ class NoEngine:
         self._socket.close()
 
 
-@pytest.fixture(scope="session", params=MODES)
+@pytest.fixture(scope="package", params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def no_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoEngine]:
     with closing(NoEngine(tmp_path_factory.mktemp("engine") / "docker.sock")) as engine:
         yield engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def studio(mode: str, no_engine: NoEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     data = tmp_path_factory.mktemp(f"e2e-{mode}") / "data"
     environment = stack_environment(data) | {"DEPLOYMENT_MODE": mode}
@@ -131,13 +131,13 @@ def ben(studio: Studio) -> Iterator[Person]:
     studio.person("ben").tidy_up()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(studio: Studio) -> Project:
     """A static project of Ann's that runs, and is left running."""
     return studio.person("ann").start("static", keep=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(studio: Studio) -> Project:
     """A FastAPI project of Ann's that runs, is left running, and says at `/echo` what reached it."""
     project = studio.person("ann").make("fastapi", keep=True)
