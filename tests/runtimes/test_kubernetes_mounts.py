@@ -12,6 +12,7 @@ from activities.runtimes.open import RuntimeMode
 from tests.namespaces import own_namespace
 from tests.runtimes.conftest import House, no_stage, spec_of
 from tests.runtimes.test_kubernetes import pods_of, with_options, within
+from tests.runtimes.waiting import until
 
 pytestmark = pytest.mark.kubernetes
 
@@ -40,7 +41,11 @@ async def test_a_volume_whose_folder_is_away_is_said_and_leaves_nothing(house: H
         await within(60, runtime.launch(spec_of(ref), on_stage=no_stage))
     assert str(nowhere) in str(raised.value)
     assert await runtime.discover() == []
-    assert all("deletionTimestamp" in pod["metadata"] for pod in pods_of(house, ref))
+
+    async def no_pod_stays() -> bool:  # they follow their Deployment by the cluster's own doing
+        return all("deletionTimestamp" in pod["metadata"] for pod in pods_of(house, ref))
+
+    await until(no_pod_stays)
 
 
 async def test_a_folder_that_is_a_file_is_said(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
