@@ -248,7 +248,7 @@ async def test_a_stream_whose_client_is_slow_ends_too() -> None:
         assert await anext(stream) == "one"
         gate.set()
         await asyncio.sleep(0.2)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(5):
             assert [frame async for frame in stream] == []
 
 
@@ -284,7 +284,7 @@ async def test_a_client_that_leaves_is_forgotten_and_finds_the_rest_later(
     async with listening(client, project, account) as answer:
         assert ids(await take(answer, 1)) == [1]
         assert services.events.listener._subscriptions
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(5):
         while services.events.listener._subscriptions:  # noqa: ASYNC110 -- nothing tells of it
             await asyncio.sleep(0.02)
     await append(database, project, "b")

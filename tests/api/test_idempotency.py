@@ -306,7 +306,7 @@ async def test_a_stream_passes_through_and_is_not_kept(
         answer = await client.post("/streams", json={"text": "a"}, headers=headers)
         assert answer.content == b"data: 1\n\n"
     assert desk.taken == ["a", "a"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(5):
         while await rows(database):  # noqa: ASYNC110 -- the row goes after the last byte, and no event of ours tells of it
             await asyncio.sleep(0.02)
 

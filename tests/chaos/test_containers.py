@@ -18,7 +18,7 @@ async def test_a_killed_container_has_failed_with_its_exit_code(world: World, an
     project = await ann.start()
     container = engine.container(ann.id, project.id)
     container.kill()
-    row = await project.until_state("failed")
+    row = await project.until_state("failed", timeout_s=10)
     assert (row["exit_code"], row["reason"]) == (137, "The command ended with exit code 137.")
 
     await project.run("start")
@@ -30,7 +30,7 @@ async def test_a_stopped_container_has_failed_too(world: World, ann: Person, eng
     """Nobody has asked the service to stop it."""
     project = await ann.start()
     engine.container(ann.id, project.id).stop(timeout=2)
-    row = await project.until_state("failed")
+    row = await project.until_state("failed", timeout_s=10)
     assert row["exit_code"] in {137, 143}
     await project.run("start")
     await project.check_sound()
@@ -40,7 +40,7 @@ async def test_a_removed_container_is_said_to_be_gone_and_made_anew(world: World
     project = await ann.start()
     container = engine.container(ann.id, project.id)
     container.remove(force=True)
-    row = await project.until_state("failed")
+    row = await project.until_state("failed", timeout_s=10)
     assert row["reason"] in {"Its container was removed from outside.", "The command ended with exit code 137."}
 
     await project.run("start")
@@ -53,7 +53,7 @@ async def test_a_container_removed_while_its_server_is_waited_for(world: World, 
     await project.accept("start")
     await project.until_event("dev_server.stage", stage="probing")
     engine.container(ann.id, project.id).remove(force=True)
-    row = await project.until_state("failed")
+    row = await project.until_state("failed", timeout_s=15)
     assert row["reason"]
     assert (await ann.until_ended())[-1]["error"]["code"] in {"vanished", "crashed"}
 

@@ -83,7 +83,7 @@ async def test_servers_outlive_an_ended_worker_and_are_watched_by_the_next(world
     assert (world.observer.servers(ann.id), await project.log()) == (servers, log)
 
     world.observer.crash(ann.id, project.id)
-    row = await project.until_state("failed")
+    row = await project.until_state("failed", timeout_s=15)
     assert row["exit_code"] == 137
     await project.run("start")
     assert states(await project.check_sound()) == ["starting", "running", "failed", "starting", "running"]

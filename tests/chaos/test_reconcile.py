@@ -67,7 +67,7 @@ async def test_a_container_without_a_project_goes_and_another_installations_stay
         async def gone() -> bool:
             return engine.containers(ann.id, 10**9) == []
 
-        await until(gone, "the orphan's removal")
+        await until(gone, "the orphan's removal", timeout_s=25)
         assert asyncio.get_running_loop().time() - began > GRACE_S - 1.5, "it was given its grace"
         theirs.reload()
         assert theirs.status == "running"
@@ -87,7 +87,7 @@ async def test_a_container_that_runs_though_its_row_says_stopped_is_stopped(
         container.reload()
         return container.status == "exited"
 
-    await until(stopped, "the stray's stop")
+    await until(stopped, "the stray's stop", timeout_s=25)
     await project.run("start")
     assert engine.container(ann.id, project.id).id == container.id
     log = await project.check_sound()
@@ -111,11 +111,11 @@ async def test_a_server_whose_workflow_was_terminated_is_adopted_as_it_is(world:
         )
         return description.run_id != first and watching
 
-    await until(adopted, "another workflow")
+    await until(adopted, "another workflow", timeout_s=25)
     assert world.observer.servers(ann.id, project.id) == servers
     assert await project.log() == log
     world.observer.crash(ann.id, project.id)
-    await project.until_state("failed")
+    await project.until_state("failed", timeout_s=10)
     assert states(await project.check_sound()) == ["starting", "running", "failed"]
 
 

@@ -78,7 +78,7 @@ async def test_previews_come_back_with_a_killed_proxy(world: World, ann: Person)
                 return False
         return answer.is_success and "http.server" in answer.text
 
-    await until(opens, "the preview")
+    await until(opens, "the preview", timeout_s=10)
     said = world.kill("traefik")
     await world.until_back("traefik", said)
-    await until(opens, "the preview again")
+    await until(opens, "the preview again", timeout_s=10)

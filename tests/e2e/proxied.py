@@ -57,7 +57,7 @@ class Proxy:
 
     def key(self, person: Person) -> Json:
         """The person's own, as soon as there is one."""
-        return until(lambda: self.keys().get(self.alias(person)), f"a key of {person.email}")
+        return until(lambda: self.keys().get(self.alias(person)), f"a key of {person.email}", timeout_s=60)
 
     def spends(self) -> dict[str, float]:
         """What was spent under each key, by its alias."""

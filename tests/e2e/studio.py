@@ -17,7 +17,7 @@ WAIT = {"Prefer": "wait=60"}
 Result = TypeVar("Result")
 
 
-def until(ask: Callable[[], Result | None], what: str, timeout_s: float = 60.0) -> Result:
+def until(ask: Callable[[], Result | None], what: str, timeout_s: float = 20.0) -> Result:
     """The first answer that isn't None or False."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -192,4 +192,4 @@ class Project:
             response = self.knock(path, X_Preview_Token=token)
             return None if response.status_code == 503 else response
 
-        return until(answer, f"an answer of {self.host}")
+        return until(answer, f"an answer of {self.host}", timeout_s=10)

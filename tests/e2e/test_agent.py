@@ -110,7 +110,7 @@ def asked(task: Task, number: int) -> Json:
         assert shown["state_reason"] == "approval"
         return dict(pending[0])
 
-    return until(there, f"question {number}")
+    return until(there, f"question {number}", timeout_s=60)
 
 
 def lease_kinds(project: Project) -> set[str]:
@@ -135,7 +135,7 @@ def test_what_has_effects_waits_for_its_owner(ann: Person) -> None:
     task.call("POST", f"/approvals/{question['id']}", json={"decision": "allow"})
     second = asked(task, 1)
     assert project.call("GET", "/files/one.txt").text == "1"
-    until(lambda: project.read()["dev_server"]["state"] == "running", "the dev server, woken")
+    until(lambda: project.read()["dev_server"]["state"] == "running", "the dev server, woken", timeout_s=60)
     task.call("POST", f"/approvals/{second['id']}", json={"decision": "deny", "note": "Not that one."})
     ended = task.completed()
     assert project.call("GET", "/files/two.txt").status_code == 404

@@ -276,7 +276,7 @@ def test_the_dev_server_sleeps_while_its_task_waits_and_wakes_on_the_answer(ann:
     writing = call("run_command", command="echo allowed > answer.txt")
     task = give(project, script(writing, {"text": "Written."}), approval_mode="ask")
     question = task.until("awaiting_approval")["approvals"][0]
-    server = until(lambda: asleep(project), "the dev server, asleep")
+    server = until(lambda: asleep(project), "the dev server, asleep", timeout_s=60)
     assert (server["reason"], server["leases"]) == ("idle", [])
     assert task.view()["state"] == "awaiting_approval"
     task.call("POST", f"/approvals/{question['id']}", json={"decision": "allow"})

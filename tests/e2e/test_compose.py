@@ -97,7 +97,7 @@ def test_a_worker_killed_in_a_task_comes_back_and_ends_it(studio: Studio, projec
     stack = stack_of(studio)
     waiting = "echo ran >> ran.txt; while [ ! -e go ]; do sleep 0.1; done; echo over"
     task = give(project, script(call("run_command", command=waiting, timeout_s=300), {"text": "Finished."}))
-    until(lambda: project.call("GET", "/files/ran.txt").status_code == 200, "the command")
+    until(lambda: project.call("GET", "/files/ran.txt").status_code == 200, "the command", timeout_s=60)
     before = stack.containers()["worker"].attrs["State"]["StartedAt"]
     stack.kill("worker")
     stack.wait("another start", lambda: stack.containers()["worker"].attrs["State"]["StartedAt"] != before)

@@ -59,4 +59,4 @@ def last_seq(project: Project) -> int:
 
 
 def changed(tail: Tail, path: str, op: str) -> Seen:
-    return tail.wait(lambda seen: (seen.data["path"], seen.data["op"]) == (path, op), f"{op} {path}")
+    return tail.wait(lambda seen: (seen.data["path"], seen.data["op"]) == (path, op), f"{op} {path}", timeout_s=10)

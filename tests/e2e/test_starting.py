@@ -49,7 +49,7 @@ def test_fastapi_template_restarts_with_its_source(ann: Person) -> None:
     assert "studio: installing" not in project.call("GET", "/logs").text.replace("studio: installing: cmp", "")
     source = project.call("GET", "/files/main.py").text
     project.put("main.py", source + "\n\n@app.get('/added')\ndef added() -> int:\n    return 42\n")
-    until(lambda: project.visit("/added").text == "42", "the added route")
+    until(lambda: project.visit("/added").text == "42", "the added route", timeout_s=15)
 
 
 def test_own_dependencies_are_installed_when_they_differ(studio: Studio, ann: Person) -> None:

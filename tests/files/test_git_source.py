@@ -257,7 +257,7 @@ async def test_a_slow_server_is_left_with_no_process(server: GitServer, tmp_path
     with pytest.raises(InvalidError) as caught:
         await fetch(server.url(), None, tmp_path / "target", GitLimits(timeout_s=0.7), access=server.access)
     assert caught.value.code == "git_timeout"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 2.5
     assert not (tmp_path / "target").exists()
     assert not gits(tmp_path)
 

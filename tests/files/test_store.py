@@ -170,7 +170,7 @@ async def test_a_link_does_not_open_the_studio_folder(store: DiskFileStore, proj
 
 async def test_a_fifo_neither_hangs_nor_is_read(store: DiskFileStore, project: Path) -> None:
     os.mkfifo(project / "fifo")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(5):
         for call in (store.read(REF, "fifo"), put(store, "fifo", b""), store.stat(REF, "fifo")):
             with pytest.raises(ConflictError) as caught:
                 await call

@@ -24,7 +24,7 @@ class Watched:
         self.changes += changes
         self._more.set()
 
-    async def until(self, *expected: tuple[str, str], within_s: float = 30) -> None:
+    async def until(self, *expected: tuple[str, str], within_s: float = 8) -> None:
         async with asyncio.timeout(within_s):
             while not set(expected) <= {(change.path, change.op) for change in self.changes}:
                 self._more.clear()
@@ -46,7 +46,7 @@ async def watching(root: Path) -> AsyncIterator[Watched]:
         yield watched
     finally:
         stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(5):
             await task
 
 
@@ -138,7 +138,7 @@ async def test_a_folder_that_goes_away_ends_the_watch(tmp_path: Path) -> None:
     task = asyncio.create_task(follow())
     await asyncio.sleep(0.3)
     root.rename(tmp_path / "removed")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(5):
         assert await task == []
 
 

@@ -264,7 +264,7 @@ async def test_exec_gives_bytes_as_they_are_and_much_of_them(house: House) -> No
 
 async def test_exec_runs_out_of_time(house: House) -> None:
     runtime, ref = await running(house)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(6):
         out, _, end = await collect(runtime.exec(ref, ExecSpec("echo begun; sleep 60", timeout_s=0.7)))
     assert (out, end) == (b"begun\n", ExecExit(124, timed_out=True))
     assert (await run(runtime, ref, "exit 124"))[2] == 124
@@ -293,7 +293,7 @@ async def test_nothing_of_an_ended_exec_lives_on(house: House, way: str) -> None
     if way in {"cancel", "close"}:
         assert await alive(runtime, ref, "sleep")
         task.cancel()
-    await asyncio.wait([task], timeout=30)
+    await asyncio.wait([task], timeout=6)
     assert task.done()
     assert not await alive(runtime, ref, "sleep")
     await until(lambda: runtime.probe(ref, 8000))
@@ -413,7 +413,7 @@ async def test_a_ledger_command_is_killed_with_its_tree(house: House) -> None:
         return (house.folder(ref) / "up").exists()
 
     await until(up)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(6):
         await runtime.kill_command(ref, "k")
         await runtime.kill_command(ref, "k")
     status = await runtime.command_status(ref, "k")

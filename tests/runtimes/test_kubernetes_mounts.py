@@ -45,7 +45,7 @@ async def test_a_volume_whose_folder_is_away_is_said_and_leaves_nothing(house: H
     async def no_pod_stays() -> bool:  # they follow their Deployment by the cluster's own doing
         return all("deletionTimestamp" in pod["metadata"] for pod in pods_of(house, ref))
 
-    await until(no_pod_stays)
+    await until(no_pod_stays, within_s=60)  # as k8s/README.md says
 
 
 async def test_a_folder_that_is_a_file_is_said(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float = 60.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float = 15.0) -> None:
     """Return when the condition holds; fail when it doesn't in time."""
     deadline = time.monotonic() + within_s
     while not await condition():

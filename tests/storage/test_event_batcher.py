@@ -153,7 +153,7 @@ async def test_writers_wait_for_a_place_while_postgres_is_away_and_are_told_at_t
     assert batcher._places.locked()
     await batcher.close(timeout_s=0.1)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(5):
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, UnavailableError) for outcome in outcomes)
 
