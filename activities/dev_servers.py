@@ -2,18 +2,26 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
-import structlog
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.errors import RuntimeFault
 from activities.files.start_detection import detect
-from activities.files.watch import ObservedChange, watch_changes
-from activities.ports import ContainerState, ContainerStatus, DevServerSpec, FileStore, ResourceLimits, Runtime
+from activities.ports import (
+    ContainerState,
+    ContainerStatus,
+    DevServerSpec,
+    FileChange,
+    FileStore,
+    ResourceLimits,
+    Runtime,
+)
 from activities.working import working
 from storage import dev_servers, environment, event_log, file_events, leases, projects
 from storage.dev_servers import DevServerRecord
@@ -37,13 +45,9 @@ from workflows.contracts.events import EventType, NewEvent
 from workflows.contracts.names import ProjectRef
 from workflows.contracts.projects import ProjectState
 
-log = structlog.get_logger()
-
 _DOWN: Final = {DevServerState.STOPPED, DevServerState.FAILED}
 _FIRST_PROBE_S: Final = 0.02
 _LONGEST_PROBE_S: Final = 0.5
-_TELLING_S: Final = 0.15
-"""The API writes a file, then its event: a watcher that was quicker would tell of it first, as the container's."""
 _TAIL_LINES: Final = 50
 _TAIL_BYTES: Final = 8 * 1024
 _TAIL_TIMEOUT_S: Final = 5.0
@@ -151,25 +155,18 @@ class DevServers(DevServerActivities):
         """See `DevServerActivities`."""
         stop = asyncio.Event()
         async with working():
-            reporting = asyncio.create_task(self._report_changes(step.ref, stop))
+            tell = partial(self._tell_changes, step.ref)
+            telling = asyncio.create_task(self._files.watch(step.ref, stop, tell))
             try:
                 return _exit(await self._runtime.wait(step.ref))
             finally:
                 stop.set()
-                reporting.cancel()
-                await asyncio.wait([reporting])
+                telling.cancel()
+                await asyncio.wait([telling])
 
-    async def _report_changes(self, ref: ProjectRef, stop: asyncio.Event) -> None:
-        """Tell of file changes made from inside the container, and not again of those that the API has told of."""
-        async for changes in watch_changes(self._files.root(ref), stop):
-            try:
-                await self._append_changes(ref, changes)
-            except Exception as error:  # noqa: BLE001 -- the watch goes on: a lost batch is no reason to be deaf
-                log.warning("files.changes_not_told", project_id=ref.project_id, error=repr(error))
-
-    async def _append_changes(self, ref: ProjectRef, changes: list[ObservedChange]) -> None:
+    async def _tell_changes(self, ref: ProjectRef, changes: Sequence[FileChange]) -> None:
+        """Tell of file changes made from inside the container, and not again of those that were told of."""
         seen = [SeenChange(change.path, change.op, change.etag) for change in changes]
-        await asyncio.sleep(_TELLING_S)
         async with self._database.transaction() as session:
             news = [
                 NewEvent(

@@ -3,7 +3,8 @@
 Shapes are plain frozen dataclasses, times are seconds, sizes bytes unless a name says otherwise.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -296,6 +297,11 @@ class MoveFile:
 FileOperation = PutFile | DeleteFile | MoveFile
 
 
+Tell = Callable[[Sequence[FileChange]], Awaitable[None]]
+"""Tells the project's log what a write did. The next write, and the next look at the files, wait until it has: so the
+log has a file's changes in the order in which they were made."""
+
+
 class OpenFile(Protocol):
     """A file opened for reading: what it is and its bytes from one descriptor, so that the two agree."""
 
@@ -315,7 +321,7 @@ class FileStore(Protocol):
     Raises `BadPathError` for a path that leaves the project or can't be a name, `NotFoundError`, `PreconditionError`,
     `ConflictError` (`is_directory`, `not_a_directory`, `not_a_file`, `exists`), `TooLargeError` (also `project_full`).
     Blocking calls run in threads. Every write is whole or not at all (temp file and rename), and owned by the
-    user that the project's container runs as.
+    user that the project's container runs as. What `tell` raises goes to the caller; the write stands.
     """
 
     def root(self, ref: ProjectRef) -> Path:
@@ -341,21 +347,41 @@ class FileStore(Protocol):
     async def read(self, ref: ProjectRef, path: str, *, limit: int = 10 * 1024 * 1024) -> bytes:
         """A whole regular file of at most `limit` bytes."""
 
+    async def watch(self, ref: ProjectRef, stop: asyncio.Event, tell: Tell) -> None:
+        """Have told what changes from now on, in batches, until `stop` is set or the folder is gone.
+
+        What the store itself writes is in them, too, after its own `tell`. Where `tell` raises, it is asked again.
+        """
+
     async def put(
-        self, ref: ProjectRef, path: str, content: AsyncIterator[bytes], precondition: FilePrecondition
+        self,
+        ref: ProjectRef,
+        path: str,
+        content: AsyncIterator[bytes],
+        precondition: FilePrecondition,
+        *,
+        tell: Tell | None = None,
     ) -> FileChange:
         """Write a whole file, parents made."""
 
     async def delete(
-        self, ref: ProjectRef, path: str, *, recursive: bool = False, precondition: FilePrecondition | None = None
+        self,
+        ref: ProjectRef,
+        path: str,
+        *,
+        recursive: bool = False,
+        precondition: FilePrecondition | None = None,
+        tell: Tell | None = None,
     ) -> FileChange:
         """Delete a file or a link; a directory only with `recursive`."""
 
-    async def move(self, ref: ProjectRef, source: str, target: str, *, overwrite: bool = False) -> list[FileChange]:
+    async def move(
+        self, ref: ProjectRef, source: str, target: str, *, overwrite: bool = False, tell: Tell | None = None
+    ) -> list[FileChange]:
         """Rename within the project, parents made."""
 
     async def batch(
-        self, ref: ProjectRef, operations: list[FileOperation], *, atomic: bool
+        self, ref: ProjectRef, operations: list[FileOperation], *, atomic: bool, tell: Tell | None = None
     ) -> list[list[FileChange] | StudioError]:
         """Apply in order; per item its changes or its error. `atomic`: all or none, the items beside the one that
         failed carry a `ConflictError` with code `not_applied`.
@@ -364,7 +390,9 @@ class FileStore(Protocol):
     def export(self, ref: ProjectRef) -> AsyncGenerator[bytes, None]:
         """The project as `.tar.gz`, without `.studio/` and `node_modules`, streamed."""
 
-    async def import_archive(self, ref: ProjectRef, archive: AsyncIterator[bytes]) -> list[FileChange]:
+    async def import_archive(
+        self, ref: ProjectRef, archive: AsyncIterator[bytes], *, tell: Tell | None = None
+    ) -> list[FileChange]:
         """Unpack `.tar.gz` or `.zip` over the project; a hostile one raises `InvalidError` (`bad_archive`), nothing
         written.
         """

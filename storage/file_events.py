@@ -1,38 +1,38 @@
-"""What the log has said of files already: so that a watcher doesn't tell again what the API has told."""
+"""What the log has said of files already: so that nobody tells again what was told."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 _TOLD = text(
     """
-    SELECT path, last_op, EXISTS (
+    WITH last AS (
+        SELECT DISTINCT ON (place.path) place.path, newest.op
+        FROM unnest(CAST(:inside AS text[]), CAST(:places AS text[])) AS place (path, name)
+        CROSS JOIN LATERAL (
+            SELECT seq, data->>'op' AS op FROM events
+            WHERE project_id = :project_id AND type = 'file.changed' AND data->>'path' = place.name
+            ORDER BY seq DESC LIMIT 1
+        ) AS newest
+        WHERE place.name = place.path OR newest.op = 'deleted'
+        ORDER BY place.path, newest.seq DESC
+    )
+    SELECT path, last.op, EXISTS (
         SELECT FROM events
-        WHERE project_id = :project_id AND type = 'file.changed' AND data->>'path' = path AND (
-            data->>'etag' = etag
-            OR etag IS NULL AND data->>'op' = 'deleted' AND at > now() - make_interval(secs => :lately_s)
-        )
+        WHERE project_id = :project_id AND type = 'file.changed' AND data->>'path' = path AND data->>'etag' = etag
     ) AS told
-    FROM unnest(CAST(:paths AS text[]), CAST(:etags AS text[])) AS change (path, etag)
-    LEFT JOIN LATERAL (
-        SELECT data->>'op' AS last_op FROM events
-        WHERE project_id = :project_id AND type = 'file.changed' AND data->>'path' = path
-        ORDER BY seq DESC LIMIT 1
-    ) AS last ON true
+    FROM unnest(CAST(:paths AS text[]), CAST(:etags AS text[])) AS change (path, etag) LEFT JOIN last USING (path)
     """
 )
-
-_LATELY_S: Final = 2.0
-"""A watcher tells of a deletion within this time; the file may be there again by then."""
 
 Op = Literal["created", "modified", "deleted"]
 
 
 @dataclass(frozen=True)
 class SeenChange:
-    """A change as a watcher sees it: several of one file in short order are one. `etag`: None after a deletion."""
+    """A change as it was found: several of one file in short order are one. `etag`: None after a deletion."""
 
     path: str
     op: Op
@@ -42,14 +42,16 @@ class SeenChange:
 async def untold(session: AsyncSession, project_id: int, changes: list[SeenChange]) -> list[SeenChange]:
     """Those of the changes that the log hasn't, in the log's words: what it has seen created was modified since.
 
-    A version of a file is known by its etag, told last or before; a deletion by being the last that was told, or by
-    having been told just now.
+    A version of a file is known by its etag, told last or before; a deletion by being the last that was told, of the
+    file or of a folder that it is in.
     """
+    places = [(change.path, place) for change in changes for place in _places(change.path)]
     values = {
         "project_id": project_id,
-        "lately_s": _LATELY_S,
         "paths": [change.path for change in changes],
         "etags": [change.etag for change in changes],
+        "inside": [path for path, _ in places],
+        "places": [place for _, place in places],
     }
     known = {path: (last_op, told) for path, last_op, told in await session.execute(_TOLD, values)}
     news = []
@@ -58,6 +60,12 @@ async def untold(session: AsyncSession, project_id: int, changes: list[SeenChang
         if not told and not change.op == last_op == "deleted":
             news.append(SeenChange(change.path, _in_the_logs_words(change.op, last_op), change.etag))
     return news
+
+
+def _places(path: str) -> list[str]:
+    """The path and those of the folders around it."""
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _in_the_logs_words(op: Op, last_op: str | None) -> Op:

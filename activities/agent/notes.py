@@ -1,7 +1,7 @@
 """What a tool call remembers and tells, in Postgres: every write only while this attempt is the call's newest."""
 
 import codecs
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
@@ -10,11 +10,13 @@ from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from activities.ports import FileChange
 from activities.tools.tool import CallNotes, OutputTeller
-from storage import agent_tasks, event_fences, projects, task_steps
+from storage import agent_tasks, event_fences, event_log, file_events, projects, task_steps
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_fences import FencedOffError
+from storage.file_events import SeenChange
 from storage.tables import TaskFile
 from workflows.contracts.agent_tasks import ToolCallInput
 from workflows.contracts.events import EventFence, EventType, NewEvent
@@ -58,6 +60,21 @@ class DatabaseCallNotes(CallNotes):
             statement = insert(TaskFile).values(task_id=self._task_id, path=path, etag=etag)
             key = [TaskFile.task_id, TaskFile.path]
             await session.execute(statement.on_conflict_do_update(index_elements=key, set_={"etag": etag}))
+
+    async def tell_changes(self, changes: Sequence[FileChange]) -> None:
+        """See `CallNotes`."""
+        seen = [SeenChange(change.path, change.op, change.etag) for change in changes]
+        async with self._standing() as session:
+            events = [
+                NewEvent(
+                    project_id=self._call.project_id,
+                    type=EventType.FILE_CHANGED,
+                    task_id=self._call.task_id,
+                    data={"path": change.path, "op": change.op, "etag": change.etag, "by": "agent"},
+                )
+                for change in await file_events.untold(session, self._call.project_id, seen)
+            ]
+            event_log.append(session, events)
 
     async def todo(self) -> list[dict[str, Any]]:
         """See `CallNotes`."""

@@ -13,14 +13,14 @@ from activities.ports import FileStore, Runtime
 from activities.tools import registry
 from activities.tools.tool import DevServerControl, PreviewAccess, ToolContext, ToolFailure, ToolResult
 from activities.working import attempt_scheduled
-from storage import agent_tasks, event_fences, event_log, projects, task_steps
+from storage import agent_tasks, event_fences, projects, task_steps
 from storage.engine import Database
 from storage.event_batcher import EventBatcher
 from storage.event_fences import FencedOffError
 from storage.task_steps import CallRecord
 from workflows.contracts.agent_tasks import CallState, ToolCallInput
 from workflows.contracts.errors import StudioError
-from workflows.contracts.events import EventFence, EventType, NewEvent
+from workflows.contracts.events import EventFence
 from workflows.contracts.names import ProjectRef
 
 log = structlog.get_logger()
@@ -136,16 +136,6 @@ class ToolRuns:
                 return
             if not await event_fences.stands(session, task_id, claimed.fence):
                 raise FencedOffError
-            changed = [
-                NewEvent(
-                    project_id=request.project_id,
-                    type=EventType.FILE_CHANGED,
-                    task_id=request.task_id,
-                    data={"path": change.path, "op": change.op, "etag": change.etag, "by": "agent"},
-                )
-                for change in result.changes
-            ]
-            event_log.append(session, changed)
             if result.image is not None:
                 await task_steps.add_image(session, claimed.call.id, result.image)
             await task_steps.end_call(

@@ -1,9 +1,9 @@
 """One writer at a time per project: within this process and across the processes of this host.
 
 A lock is `flock(2)` on a file beside the projects, where no container reaches it. It covers the short part of a
-write only (look, compare, rename), not the upload. What it can't hold off: programs in the container, which know no
-lock; between the last look and the rename they have some microseconds. `flock` counts across hosts where the volume's
-file system says so (NFSv4, CephFS do).
+write only (look, compare, rename, tell the log), not the upload; and a watcher's look with the telling of it. What it
+can't hold off: programs in the container, which know no lock; between the last look and the rename they have some
+microseconds. `flock` counts across hosts where the volume's file system says so (NFSv4, CephFS do).
 """
 
 import asyncio

@@ -28,6 +28,7 @@ from activities.files.reading import ProjectReader
 from activities.files.room import DiskRoom
 from activities.files.threads import BlockingPool
 from activities.files.trees import CopyBudget, Owner, copy_tree, make_folder, move_tree, remove_tree
+from activities.files.watch import watch_changes
 from activities.files.writing import ProjectWriter, TempFile
 from activities.ports import (
     FileChange,
@@ -37,6 +38,7 @@ from activities.ports import (
     FilePrecondition,
     OpenFile,
     PutFile,
+    Tell,
 )
 from workflows.contracts.errors import TooLargeError
 from workflows.contracts.names import ProjectRef, project_subpath
@@ -121,10 +123,20 @@ class DiskFileStore:
         finally:
             await self._pool.run(pieces.close)
 
+    async def watch(self, ref: ProjectRef, stop: asyncio.Event, tell: Tell) -> None:
+        """See `FileStore`."""
+        await watch_changes(self.root(ref), stop, tell, lambda: self._locks.hold(ref))
+
     # --- Writing ----------------------------------------------------------------------------------------------
 
     async def put(
-        self, ref: ProjectRef, path: str, content: AsyncIterator[bytes], precondition: FilePrecondition
+        self,
+        ref: ProjectRef,
+        path: str,
+        content: AsyncIterator[bytes],
+        precondition: FilePrecondition,
+        *,
+        tell: Tell | None = None,
     ) -> FileChange:
         """See `FileStore`. At most 10 MiB."""
         files = await self._writer(ref)
@@ -136,24 +148,42 @@ class DiskFileStore:
                 await self._pool.run(lambda: os.fsync(temp.descriptor))
                 await self._take_room(ref, size)
                 async with self._locks.hold(ref):
-                    return await self._pool.run(lambda: files.commit(temp, path, precondition))
+                    change = await self._pool.run(lambda: files.commit(temp, path, precondition))
+                    await _told([change], tell)
+                    return change
             finally:
                 await self._pool.run(lambda: files.discard(temp))
         finally:
             files.close()
 
     async def delete(
-        self, ref: ProjectRef, path: str, *, recursive: bool = False, precondition: FilePrecondition | None = None
+        self,
+        ref: ProjectRef,
+        path: str,
+        *,
+        recursive: bool = False,
+        precondition: FilePrecondition | None = None,
+        tell: Tell | None = None,
     ) -> FileChange:
         """See `FileStore`."""
         wanted = precondition or _NO_PRECONDITION
-        return await self._write(ref, lambda files: files.delete(path, recursive=recursive, precondition=wanted))
+        async with self._locks.hold(ref):
+            change = await self._write(ref, lambda files: files.delete(path, recursive=recursive, precondition=wanted))
+            await _told([change], tell)
+            return change
 
-    async def move(self, ref: ProjectRef, source: str, target: str, *, overwrite: bool = False) -> list[FileChange]:
+    async def move(
+        self, ref: ProjectRef, source: str, target: str, *, overwrite: bool = False, tell: Tell | None = None
+    ) -> list[FileChange]:
         """See `FileStore`."""
-        return await self._write(ref, lambda files: files.move(source, target, overwrite=overwrite))
+        async with self._locks.hold(ref):
+            changes = await self._write(ref, lambda files: files.move(source, target, overwrite=overwrite))
+            await _told(changes, tell)
+            return changes
 
-    async def batch(self, ref: ProjectRef, operations: list[FileOperation], *, atomic: bool) -> list[BatchResult]:
+    async def batch(
+        self, ref: ProjectRef, operations: list[FileOperation], *, atomic: bool, tell: Tell | None = None
+    ) -> list[BatchResult]:
         """See `FileStore`."""
         for operation in operations:
             if isinstance(operation, PutFile) and len(operation.content) > MAX_FILE:
@@ -174,9 +204,14 @@ class DiskFileStore:
                 for temp in temps.values():
                     files.discard(temp)
 
-        return await self._write(ref, apply)
+        async with self._locks.hold(ref):
+            results = await self._write(ref, apply)
+            await _told([change for result in results if isinstance(result, list) for change in result], tell)
+            return results
 
-    async def import_archive(self, ref: ProjectRef, archive: AsyncIterator[bytes]) -> list[FileChange]:
+    async def import_archive(
+        self, ref: ProjectRef, archive: AsyncIterator[bytes], *, tell: Tell | None = None
+    ) -> list[FileChange]:
         """See `FileStore`. At most 100 MiB packed; its limits unpacked are those of archive.py."""
         files = await self._writer(ref)
         staged: list[str] = []
@@ -186,7 +221,9 @@ class DiskFileStore:
                 contents = await self._pool.run(lambda: _unpack(packed, scratch, files, staged))
             await self._take_room(ref, contents.size)
             async with self._locks.hold(ref, wait_s=120):
-                return await self._pool.run(lambda: place_members(files, contents))
+                changes = await self._pool.run(lambda: place_members(files, contents))
+                await _told(changes, tell)
+                return changes
         finally:
             await self._pool.run(lambda: files.discard_names(staged))
             files.close()
@@ -268,18 +305,20 @@ class DiskFileStore:
         return await self._pool.run(lambda: ProjectWriter(self.root(ref), self._owner, self._beneath))
 
     async def _write(self, ref: ProjectRef, call: Callable[[ProjectWriter], T]) -> T:
+        """Under the project's lock."""
+
         def opened() -> T:
             with ProjectWriter(self.root(ref), self._owner, self._beneath) as files:
                 return call(files)
 
-        async with self._locks.hold(ref):
-            return await self._pool.run(opened)
+        return await self._pool.run(opened)
 
     async def _take_room(self, ref: ProjectRef, size: int) -> None:
         # An overwrite counts twice until the next measurement, a deletion not at all: a "no" is looked at again.
         if not self._room.knows(ref) or not (self._room.fits(ref, size) or self._room.knows(ref, fresh_s=1.0)):
             # Also the moment to sweep what crashed writers left: it happens now and then, and not at every write.
-            await self._write(ref, lambda files: files.sweep())
+            async with self._locks.hold(ref):
+                await self._write(ref, lambda files: files.sweep())
             await self._pool.run(lambda: self._room.measure(ref, self.root(ref)))
         self._room.take(ref, size)
 
@@ -324,6 +363,11 @@ class _DiskFile:
     async def close(self) -> None:
         """See `OpenFile`."""
         os.close(self._descriptor)
+
+
+async def _told(changes: list[FileChange], tell: Tell | None) -> None:
+    if tell is not None and changes:
+        await tell(changes)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -9,7 +9,8 @@ can't tell (writes through mmap, a network volume's other clients) is found by a
 import asyncio
 import errno
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import structlog
@@ -17,10 +18,7 @@ import structlog
 from activities.files.inotify import IGNORED, OVERFLOW, Inotify
 from activities.files.threads import BlockingPool
 from activities.files.watched_tree import Segments, WatchedTree
-from activities.ports import FileChange
-
-ObservedChange = FileChange
-"""Path, op and the etag that the file (or link) has now, None after a deletion. Directories are not told of."""
+from activities.ports import FileChange, Tell
 
 DEBOUNCE_S = 0.2
 POLL_S = 2.0
@@ -30,11 +28,15 @@ _log = structlog.get_logger()
 _pool = BlockingPool("watch", 4)
 
 
-async def watch_changes(root: Path, stop: asyncio.Event) -> AsyncIterator[list[ObservedChange]]:
-    """Yield what has changed below `root` since the call, in batches, until `stop` is set or the folder is gone.
+async def watch_changes(
+    root: Path, stop: asyncio.Event, tell: Tell, hold: Callable[[], AbstractAsyncContextManager[None]]
+) -> None:
+    """Have told what has changed below `root` since the call, in batches, until `stop` is set or the folder is gone.
 
-    Includes the service's own writes: the caller knows their etags. A file that changed several times within a
-    batch comes once, as it is now. At most 5,000 directories and 50,000 files are watched.
+    `hold` keeps the service's own writers away, who tell of what they write before they are done: at each look the log
+    knows all of theirs, which is in the batches, too, and can be known by its etag. A file that changed several times
+    within a batch comes once, as it is now, with its etag (None after a deletion); directories are not told of. What
+    `tell` fails to tell comes again, as it is then. At most 5,000 directories and 50,000 files are watched.
     """
     try:
         watcher = await _pool.run(lambda: _Watcher(root))
@@ -42,27 +44,41 @@ async def watch_changes(root: Path, stop: asyncio.Event) -> AsyncIterator[list[O
         _log.warning("files.watch_without_folder", root=str(root))
         return
     try:
-        await _pool.run(lambda: watcher.look(everything=True))
+        await _pool.run(watcher.look)
         if watcher.tree.cut:
             _log.warning("files.watch_cut", root=str(root))
         while await watcher.something(stop):
-            changes = await _pool.run(watcher.look)
-            if changes:
-                yield changes
+            if await _pool.run(watcher.notice):
+                await _look(watcher, tell, hold)
     except FileNotFoundError:
         return
     finally:
         watcher.close()
 
 
+async def _look(watcher: "_Watcher", tell: Tell, hold: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+    changes: list[FileChange] = []
+    try:
+        async with hold():
+            changes = await _pool.run(watcher.look)
+            if changes:
+                await tell(changes)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- the watch goes on: what couldn't be told is found again
+        _log.warning("files.changes_not_told", root=str(watcher.root), error=repr(error))
+        watcher.look_again(changes)
+
+
 class _Watcher:
     """A tree and its inotify instance, or none and a clock."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._inotify = self._open()
         self.tree = WatchedTree(root, self._inotify)
-        self._next_full_look = 0.0
+        self._dirty: set[Segments] = {()}
+        self._next_full_look = time.monotonic() + FULL_LOOK_S
 
     def _open(self) -> Inotify | None:
         try:
@@ -82,7 +98,8 @@ class _Watcher:
     async def something(self, stop: asyncio.Event) -> bool:
         """Wait until it is time to look; False when `stop` was set."""
         loop = asyncio.get_running_loop()
-        pause = POLL_S if self._inotify is None else max(0.0, self._next_full_look - time.monotonic())
+        polls = self._inotify is None or bool(self._dirty)
+        pause = POLL_S if polls else max(0.0, self._next_full_look - time.monotonic())
         noticed = asyncio.Event()
         descriptor = None if self._inotify is None else self._inotify.descriptor
         if descriptor is not None:
@@ -98,39 +115,40 @@ class _Watcher:
                 wait.cancel()
             if descriptor is not None:
                 loop.remove_reader(descriptor)
-        if not noticed.is_set():
-            self._next_full_look = 0.0
         return not stop.is_set()
 
-    def look(self, *, everything: bool = False) -> list[FileChange]:
-        """What has changed; blocking."""
-        dirty = self._dirty()
-        if everything or dirty is None or self._next_full_look == 0.0:
-            dirty = set(self.tree.directories)
+    def notice(self) -> bool:
+        """Whether there is something to look at. Blocking; a look at everything is made here, and tells nothing."""
+        if self._lost_notices() or self._inotify is None or time.monotonic() >= self._next_full_look:
+            self._dirty |= self.tree.differing()
             self._next_full_look = time.monotonic() + FULL_LOOK_S
-        try:
-            return self.tree.look(dirty)
-        except OSError as error:
-            if self._inotify is None or error.errno not in {errno.ENOSPC, errno.ENOMEM}:
-                raise
-            self._warn(error)
-            self.tree.stop_watching()
+        return bool(self._dirty)
+
+    def look(self) -> list[FileChange]:
+        """What has changed; blocking."""
+        changes = self.tree.look(self._dirty)
+        self._dirty = set()
+        if self._inotify is not None and self.tree.refused is not None:
+            self._warn(self.tree.refused)
             self._inotify.close()
             self._inotify = None
-            return self.tree.look(self.tree.directories)
+        return changes
 
-    def _dirty(self) -> set[Segments] | None:
-        """The directories with notices, None when all must be looked at."""
-        dirty: set[Segments] = set()
+    def look_again(self, changes: list[FileChange]) -> None:
+        """Find these once more, soon."""
+        self._dirty |= self.tree.take_back(changes)
+
+    def _lost_notices(self) -> bool:
+        """Note the directories in which something happened; True when there may be others."""
         lost = False
         for notice in () if self._inotify is None else self._inotify.notices():
             lost = lost or bool(notice.mask & OVERFLOW)
             segments = self.tree.directory_of(notice.watch)
             if segments is not None:
-                dirty.add(segments)
+                self._dirty.add(segments)
             if notice.mask & IGNORED:
                 self.tree.forget_watch(notice.watch)
-        return None if lost else dirty
+        return lost
 
     def _warn(self, error: OSError) -> None:
-        _log.warning("files.watch_polls", root=str(self._root), error=str(error), hint="raise fs.inotify.max_user_*")
+        _log.warning("files.watch_polls", root=str(self.root), error=str(error), hint="raise fs.inotify.max_user_*")

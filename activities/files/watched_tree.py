@@ -4,6 +4,7 @@ inotify only says in which directories something happened; what happened is foun
 notices, moved and replaced directories and plain polling all end in the same, right answer.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -50,6 +51,8 @@ class WatchedTree:
         self._count = 0
         self.cut = False
         """Whether there is more than `MAX_DIRECTORIES` or `MAX_ENTRIES`: the rest is not watched."""
+        self.refused: OSError | None = None
+        """Why there is no watch any more, when the kernel had no more of them."""
 
     def close(self) -> None:
         """Close the root."""
@@ -59,12 +62,6 @@ class WatchedTree:
     def directories(self) -> list[Segments]:
         """All directories that are looked at."""
         return [(), *(segments for segments in self._files if segments)]
-
-    def stop_watching(self) -> None:
-        """Go on without inotify."""
-        self._inotify = None
-        self._watches.clear()
-        self._watched.clear()
 
     def directory_of(self, watch: int) -> Segments | None:
         """The directory of a watch, None when it isn't ours any more."""
@@ -76,10 +73,35 @@ class WatchedTree:
         if segments is not None and self._watches.get(segments) == watch:
             del self._watches[segments]
 
+    def differing(self) -> set[Segments]:
+        """The directories that are not as last seen, or have no watch. Leaves the picture as it is."""
+        return {segments for segments in self.directories if self._differs(segments)}
+
+    def _differs(self, segments: Segments) -> bool:
+        if self._inotify is not None and segments not in self._watches:
+            return True
+        seen = self._list(segments)
+        return seen is None or (seen.files, seen.folders) != (self._files.get(segments), self._folders.get(segments))
+
+    def take_back(self, changes: Iterable[FileChange]) -> set[Segments]:
+        """Make the picture one in which these are still to be seen; the directories to look at for that."""
+        directories = set()
+        for change in changes:
+            *folder, name = change.path.split("/")
+            files = self._files.setdefault(tuple(folder), {})
+            before = len(files)
+            if change.op == "created":
+                files.pop(name, None)
+            else:
+                files[name] = ""  # nobody's etag
+            self._count += len(files) - before
+            directories.add(tuple(folder))
+        return directories
+
     def look(self, directories: Iterable[Segments]) -> list[FileChange]:
         """Look at these directories again, and into new ones below them: what changed, by path.
 
-        Raises `OSError` (ENOSPC) when there are no more watches, `FileNotFoundError` when the project is gone.
+        Raises `FileNotFoundError` when the project is gone.
         """
         if not os.path.samestat(os.fstat(self._root), os.stat(self._path)):  # noqa: PTH116 -- beside a descriptor's
             raise FileNotFoundError("the project's folder is gone")
@@ -123,10 +145,7 @@ class WatchedTree:
         except (StudioError, OSError):
             return None
         try:
-            if self._inotify is not None and segments not in self._watches:
-                watch = self._inotify.add(descriptor)  # before looking, so that nothing falls in between
-                self._watches[segments] = watch
-                self._watched[watch] = segments
+            self._watch(segments, descriptor)  # before looking, so that nothing falls in between
             with os.scandir(descriptor) as entries:
                 for entry in entries:
                     if self._ignored(segments, entry.name):
@@ -142,6 +161,22 @@ class WatchedTree:
         finally:
             os.close(descriptor)
         return _Seen(segments, files, folders)
+
+    def _watch(self, segments: Segments, descriptor: int) -> None:
+        if self._inotify is None or segments in self._watches:
+            return
+        try:
+            watch = self._inotify.add(descriptor)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.ENOMEM}:
+                raise
+            self.refused = error
+            self._inotify = None
+            self._watches.clear()
+            self._watched.clear()
+            return
+        self._watches[segments] = watch
+        self._watched[watch] = segments
 
     def _ignored(self, segments: Segments, name: str) -> bool:
         return name in IGNORED or (not segments and name == STUDIO_DIRECTORY) or not is_text(name)

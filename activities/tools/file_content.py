@@ -59,7 +59,9 @@ async def written_before(context: ToolContext, path: str) -> ToolResult | None:
         return None
     if hashlib.sha256(now.data).hexdigest() != intent["sha256"]:
         return None
-    return await _noted(context, path, FileChange(path, intent["op"], now.etag), intent["answer"])
+    change = FileChange(path, intent["op"], now.etag)
+    await context.notes.tell_changes([change])
+    return await _noted(context, path, change, intent["answer"])
 
 
 async def write_once(context: ToolContext, path: str, content: bytes, answer: str, *, over: str | None) -> ToolResult:
@@ -73,7 +75,9 @@ async def write_once(context: ToolContext, path: str, content: bytes, answer: st
     await context.notes.note_intent({"path": path, "sha256": digest, "op": op, "answer": answer})
     precondition = FilePrecondition(if_match=over, if_none_match=over is None)
     try:
-        change = await context.files.put(context.ref, path, _once(content), precondition)
+        change = await context.files.put(
+            context.ref, path, _once(content), precondition, tell=context.notes.tell_changes
+        )
     except PreconditionError:
         done = await written_before(context, path)  # by another attempt, at the same time
         if done is None:
@@ -85,7 +89,7 @@ async def write_once(context: ToolContext, path: str, content: bytes, answer: st
 async def _noted(context: ToolContext, path: str, change: FileChange, answer: str) -> ToolResult:
     for name in {path, change.path}:  # they differ when the path leads through a link
         await context.notes.note_etag(name, change.etag)
-    return ToolResult(answer, changes=(change,))
+    return ToolResult(answer)
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

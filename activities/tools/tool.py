@@ -1,6 +1,6 @@
 """What a tool is, and what it is given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -28,14 +28,13 @@ class ToolKind(StrEnum):
 class ToolResult:
     """What the model is told. `failed`: the tool did not do what was asked, and `text` says why and what to do.
 
-    `exit_code` only of commands. `changes`: files that the tool itself has written, for their events.
-    `image`: a PNG or, where that would be too large, a JPEG of at most 1 MiB; kept for the project's owner.
+    `exit_code` only of commands. `image`: a PNG or, where that would be too large, a JPEG of at most 1 MiB; kept for
+    the project's owner.
     """
 
     text: str
     failed: bool = False
     exit_code: int | None = None
-    changes: tuple[FileChange, ...] = ()
     image: bytes | None = None
 
 
@@ -44,7 +43,7 @@ class ToolFailure(Exception):  # noqa: N818 -- an answer to the model, not a fau
 
 
 class CallNotes(Protocol):
-    """What a call and its task remember, durably; survives the worker."""
+    """What a call and its task remember, and the log is told of their files, durably; survives the worker."""
 
     async def intent(self) -> Mapping[str, Any] | None:
         """What an earlier attempt of this call noted, None on the first."""
@@ -57,6 +56,9 @@ class CallNotes(Protocol):
 
     async def note_etag(self, path: str, etag: str | None) -> None:
         """Note the version that was read or written; None: the file is gone."""
+
+    async def tell_changes(self, changes: Sequence[FileChange]) -> None:
+        """Tell of files that this call has written; what has been told already isn't told again."""
 
     async def todo(self) -> list[dict[str, Any]]:
         """The task's list of things to do."""

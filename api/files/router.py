@@ -1,6 +1,7 @@
 """`/api/projects/{id}/files` and `/archive`: read, write, move, batches, in and out as a whole."""
 
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
@@ -146,8 +147,8 @@ async def write_file(
 
     The file that a link inside the project leads to is written, not the link. `.studio/` can't be written.
     """
-    change = await services.files.put(project.ref, path, body_of(request, MAX_FILE), condition)
-    await _tell(services, project, [change])
+    tell = partial(_tell, services, project)
+    change = await services.files.put(project.ref, path, body_of(request, MAX_FILE), condition, tell=tell)
     code = status.HTTP_201_CREATED if change.op == "created" else status.HTTP_204_NO_CONTENT
     return Response(status_code=code, headers={"ETag": f'"{change.etag}"'})
 
@@ -162,18 +163,15 @@ async def delete_file(
 ) -> None:
     """Delete a file, a link (not what it leads to), or a directory with all in it."""
     condition = FilePrecondition(if_match=unquoted(if_match))
-    change = await services.files.delete(project.ref, path, recursive=recursive, precondition=condition)
-    await _tell(services, project, [change])
+    tell = partial(_tell, services, project)
+    await services.files.delete(project.ref, path, recursive=recursive, precondition=condition, tell=tell)
 
 
 @router.post("/files:move", status_code=status.HTTP_204_NO_CONTENT, responses=problems(404, _WRITE_ERRORS))
 async def move_file(project: ReadyProject, services: ServicesDep, body: MoveIn) -> None:
     """Rename a file, link or directory; parents made. 409 `exists` without `overwrite`."""
-    await _tell(
-        services,
-        project,
-        await services.files.move(project.ref, body.source, body.target, overwrite=body.overwrite),
-    )
+    tell = partial(_tell, services, project)
+    await services.files.move(project.ref, body.source, body.target, overwrite=body.overwrite, tell=tell)
 
 
 @router.post("/files:batch", responses=problems(404, _WRITE_ERRORS))
@@ -184,8 +182,8 @@ async def change_files(project: ReadyProject, services: ServicesDep, body: Batch
     fails, the others say `not_applied`.
     """
     operations = [to_operation(item) for item in body.operations]
-    results = await services.files.batch(project.ref, operations, atomic=body.atomic)
-    await _tell(services, project, [change for result in results if isinstance(result, list) for change in result])
+    tell = partial(_tell, services, project)
+    results = await services.files.batch(project.ref, operations, atomic=body.atomic, tell=tell)
     return BatchOut(items=[_result(result) for result in results])
 
 
@@ -234,8 +232,8 @@ async def import_archive(request: Request, project: ReadyProject, services: Serv
     Unpacked at most 20,000 files and 200 MiB. One that is hostile or damaged is refused as a whole: `bad_archive`,
     nothing written. Members in `.studio/` and `node_modules/` are skipped.
     """
-    changes = await services.files.import_archive(project.ref, body_of(request, MAX_ARCHIVE))
-    await _tell(services, project, changes)
+    tell = partial(_tell, services, project)
+    changes = await services.files.import_archive(project.ref, body_of(request, MAX_ARCHIVE), tell=tell)
     created = sum(change.op == "created" for change in changes)
     return ImportOut(created=created, modified=len(changes) - created)
 

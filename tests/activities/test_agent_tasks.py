@@ -12,6 +12,7 @@ from sqlalchemy import text
 from temporalio.exceptions import ApplicationError
 
 from activities.agent.accounting import AgentSettings
+from activities.agent.notes import DatabaseCallNotes
 from activities.ports import FilePrecondition, ModelInfo
 from storage import agent_tasks, chats, task_approvals, task_decisions, task_requests, task_steps
 from storage.agent_tasks import TaskRecord
@@ -30,7 +31,7 @@ from workflows.contracts.agent_tasks import (
     TaskMode,
     TaskState,
 )
-from workflows.contracts.errors import ConflictError
+from workflows.contracts.errors import ConflictError, UnavailableError
 
 MakeStand = Callable[..., Awaitable[Stand]]
 
@@ -108,6 +109,26 @@ async def test_a_stored_step_is_never_asked_for_again(stand: Stand, model: Serve
     await stand.calls(task, first)
     assert model.counts("once/0")["finished"] == 1
     assert len(await stand.events(task, "tool.result")) == 1
+
+
+@pytest.mark.parametrize("dies_in", ["tell_changes", "note_etag"])
+async def test_a_file_is_told_once_whenever_the_worker_that_wrote_it_dies(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, dies_in: str
+) -> None:
+    task = await stand.begin({"steps": [{"calls": [call("write_file", path="a.txt", content="one\n")]}]})
+    outcome = await stand.step(task, 1)
+
+    async def die(*_: object) -> None:
+        raise UnavailableError("The worker is dead.")
+
+    with monkeypatch.context() as death:
+        death.setattr(DatabaseCallNotes, dies_in, die)
+        with pytest.raises(ApplicationError, match="The worker is dead"):
+            await stand.calls(task, outcome)
+    await stand.calls(task, outcome)
+    etag = (await stand.files.stat(stand.project.ref, "a.txt")).etag
+    assert await stand.events(task, "file.changed") == [{"path": "a.txt", "op": "created", "etag": etag, "by": "agent"}]
+    assert [data["exit_code"] for data in await stand.events(task, "tool.result")] == [None]
 
 
 async def test_a_model_that_fails_is_asked_again_and_watchers_drop_the_first_text(stand: Stand) -> None:

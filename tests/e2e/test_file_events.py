@@ -34,6 +34,10 @@ def test_each_change_is_told_once_by_who_made_it(site: Project, studio: Studio) 
         changed(tail, "notes/api.txt", "deleted")
         assert site.call("DELETE", "/files/deep/moved.txt").status_code == 204
         changed(tail, "deep/moved.txt", "deleted")
+        site.run("mkdir -p folder/below && touch folder/below/a")
+        changed(tail, "folder/below/a", "created")
+        assert site.call("DELETE", "/files/folder?recursive=true").status_code == 204
+        changed(tail, "folder", "deleted")
         time.sleep(QUIET_S)
 
     seen = tail.seen
@@ -44,6 +48,8 @@ def test_each_change_is_told_once_by_who_made_it(site: Project, studio: Studio) 
         ("deep/moved.txt", "created", "container"),
         ("deep/moved.txt", "deleted", "user"),
         ("favicon.svg", "deleted", "container"),
+        ("folder", "deleted", "user"),
+        ("folder/below/a", "created", "container"),
         ("notes/api.txt", "created", "user"),
         ("notes/api.txt", "deleted", "container"),
         ("notes/api.txt", "modified", "container"),

@@ -2,15 +2,20 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from activities.files import inotify, watch
 from activities.files.entries import etag_of
-from activities.ports import FileChange
+from activities.files.store import DiskFileStore
+from activities.ports import FileChange, FilePrecondition
+from tests.files.conftest import REF, once
+from tests.runtimes.waiting import until
+from workflows.contracts.errors import UnavailableError
 
 
 class Watched:
@@ -20,7 +25,7 @@ class Watched:
         self.changes: list[FileChange] = []
         self._more = asyncio.Event()
 
-    def take(self, changes: list[FileChange]) -> None:
+    async def tell(self, changes: Sequence[FileChange]) -> None:
         self.changes += changes
         self._more.set()
 
@@ -32,15 +37,10 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(root: Path) -> AsyncIterator[Watched]:
+async def watching(root: Path, watched: Watched | None = None) -> AsyncIterator[Watched]:
     stop = asyncio.Event()
-    watched = Watched()
-
-    async def follow() -> None:
-        async for changes in watch.watch_changes(root, stop):
-            watched.take(changes)
-
-    task = asyncio.create_task(follow())
+    watched = watched or Watched()
+    task = asyncio.create_task(watch.watch_changes(root, stop, watched.tell, nullcontext))
     await asyncio.sleep(0.3)
     try:
         yield watched
@@ -48,6 +48,28 @@ async def watching(root: Path) -> AsyncIterator[Watched]:
         stop.set()
         async with asyncio.timeout(5):
             await task
+
+
+class LogAway(Watched):
+    """Can't tell anything until it is back; `refused` is what it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = True
+        self.refused: set[tuple[str, str]] = set()
+
+    async def tell(self, changes: Sequence[FileChange]) -> None:
+        if self.away:
+            self.refused |= {(change.path, change.op) for change in changes}
+            raise UnavailableError("The database is away.")
+        await super().tell(changes)
+
+
+async def comes_true(condition: Callable[[], bool]) -> None:
+    async def holds() -> bool:
+        return condition()
+
+    await until(holds)
 
 
 class NoInstances(inotify.Inotify):
@@ -119,6 +141,67 @@ async def test_a_replaced_directory_is_still_watched(tmp_path: Path) -> None:
         await watched.until(("dist/c", "created"), ("gone/d", "created"))
 
 
+async def test_what_could_not_be_told_is_told_as_it_is_when_it_can(tmp_path: Path) -> None:
+    (tmp_path / "old/deep").mkdir(parents=True)
+    for name in ("old/deep/x", "old/y", "changed", "removed"):
+        (tmp_path / name).write_text("1")
+    log = LogAway()
+    async with watching(tmp_path, log):
+        shutil.rmtree(tmp_path / "old")
+        (tmp_path / "removed").unlink()
+        for name in ("changed", "new", "passing"):
+            (tmp_path / name).write_text("22")
+        deletions = {(name, "deleted") for name in ("old/deep/x", "old/y", "removed")}
+        others = {("changed", "modified"), ("new", "created"), ("passing", "created")}
+        await comes_true(lambda: log.refused >= deletions | others)
+        (tmp_path / "passing").unlink()
+        (tmp_path / "removed").write_text("here again")
+        (tmp_path / "changed").write_text("333")
+        log.away = False
+        await log.until(("changed", "modified"), ("old/y", "deleted"), ("removed", "modified"))
+        await asyncio.sleep(watch.DEBOUNCE_S * 2)
+    etags = {name: etag_of((tmp_path / name).stat()) for name in ("changed", "new", "removed")}
+    assert sorted((change.path, change.op, change.etag) for change in log.changes) == [
+        ("changed", "modified", etags["changed"]),
+        ("new", "created", etags["new"]),
+        ("old/deep/x", "deleted", None),
+        ("old/y", "deleted", None),
+        ("removed", "modified", etags["removed"]),
+    ]
+
+
+@pytest.mark.parametrize("slow", ["writer", "watcher"])
+async def test_the_log_has_a_files_changes_in_their_order(tmp_path: Path, slow: str) -> None:
+    writer, watcher = DiskFileStore(tmp_path, None), DiskFileStore(tmp_path, None)  # to the lock, two processes
+    await writer.create(REF, None)
+    file = writer.root(REF) / "a"
+    log: list[tuple[str, str | None]] = []
+    later: list[str | None] = []
+
+    def now() -> str | None:
+        return etag_of(file.stat()) if file.exists() else None
+
+    async def tell(who: str, changes: Sequence[FileChange]) -> None:
+        await asyncio.sleep(watch.DEBOUNCE_S * 3 if who == slow else 0)
+        log.extend((who, change.etag) for change in changes)
+        later.append(now())
+
+    stop = asyncio.Event()
+    watching = asyncio.create_task(watcher.watch(REF, stop, partial(tell, "watcher")))
+    await asyncio.sleep(0.3)
+    for content in (b"1", b"2", b"3"):
+        await writer.put(REF, "a", once(content), FilePrecondition(), tell=partial(tell, "writer"))
+        await asyncio.sleep(watch.DEBOUNCE_S * 1.5)
+    await comes_true(lambda: ("watcher", now()) in log)
+    await writer.delete(REF, "a", tell=partial(tell, "writer"))
+    await comes_true(lambda: ("watcher", None) in log)
+    stop.set()
+    await watching
+    etags = [etag for _, etag in log]
+    assert etags == later, "there was a write between a change and the telling of it"
+    assert [who for n, (who, etag) in enumerate(log) if etag not in etags[:n]] == ["writer"] * 4
+
+
 async def test_a_flood_ends_in_the_right_picture(tmp_path: Path) -> None:
     async with watching(tmp_path) as watched:
         for n in range(3000):
@@ -130,16 +213,13 @@ async def test_a_flood_ends_in_the_right_picture(tmp_path: Path) -> None:
 async def test_a_folder_that_goes_away_ends_the_watch(tmp_path: Path) -> None:
     root = tmp_path / "project"
     root.mkdir()
-    stop = asyncio.Event()
-
-    async def follow() -> list[list[FileChange]]:
-        return [changes async for changes in watch.watch_changes(root, stop)]
-
-    task = asyncio.create_task(follow())
+    watched = Watched()
+    task = asyncio.create_task(watch.watch_changes(root, asyncio.Event(), watched.tell, nullcontext))
     await asyncio.sleep(0.3)
     root.rename(tmp_path / "removed")
     async with asyncio.timeout(5):
-        assert await task == []
+        await task
+    assert not watched.changes
 
 
 async def test_ends_leave_no_descriptor(tmp_path: Path) -> None:

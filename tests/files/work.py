@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from activities.files.store import DiskFileStore
-from activities.files.watch import watch_changes
-from activities.ports import FilePrecondition, PutFile
+from activities.ports import FileChange, FilePrecondition, PutFile
 from tests.files.conftest import once
 from workflows.contracts.errors import StudioError
 from workflows.contracts.names import ProjectRef
@@ -98,16 +98,19 @@ async def replace_and_read(store: DiskFileStore, ref: ProjectRef) -> int:
 async def watched(store: DiskFileStore, ref: ProjectRef, expected: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """What the watch tells, ticks left out, until it has told of all that is expected."""
     told: set[tuple[str, str]] = set()
-    stop = asyncio.Event()
+    looking, stop = asyncio.Event(), asyncio.Event()
+
+    async def tell(changes: Sequence[FileChange]) -> None:
+        looking.set()
+        told.update((change.path, change.op) for change in changes if not change.path.startswith("tick-"))
+        if told >= expected:
+            stop.set()
+
     with suppress(TimeoutError):
-        async with asyncio.timeout(30):
-            async for changes in watch_changes(store.root(ref), stop):
-                if not told:
-                    await store.put(ref, "seen", once(b""), ANY)
-                    told.add(("seen", "created"))
-                told |= {(change.path, change.op) for change in changes if not change.path.startswith("tick-")}
-                if told >= expected:
-                    stop.set()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(store.watch(ref, stop, tell))
+            await looking.wait()
+            await store.put(ref, "seen", once(b""), ANY)
     return told
 
 

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from sqlalchemy import text
-
 from storage import event_log
 from storage.engine import Database
 from storage.file_events import SeenChange, untold
@@ -43,13 +41,19 @@ async def test_a_version_that_was_told_is_no_news_be_it_the_last_or_not(database
 async def test_a_deletion_is_news_unless_it_was_told(database: Database) -> None:
     project = await new_project(database)
     await tell(database, project, ("a", "deleted", None), ("b", "deleted", None), ("b", "created", "2"))
-    await tell(database, project, ("c", "modified", "1"))
-    seen = [(path, "deleted", None) for path in "abcd"]
-    # b is there again; its deletion was told just now. Of d the log has never said anything.
-    assert await news(database, project, *seen) == [("c", "deleted", None), ("d", "deleted", None)]
-    async with database.transaction() as session:
-        await session.execute(text("UPDATE events SET at = at - interval '1 min'"))
-    assert ("b", "deleted", None) in await news(database, project, *seen)
+    seen = [(path, "deleted", None) for path in "abc"]  # of c the log has never said anything
+    assert await news(database, project, *seen) == [("b", "deleted", None), ("c", "deleted", None)]
+
+
+async def test_a_folders_deletion_tells_of_all_that_was_in_it(database: Database) -> None:
+    project = await new_project(database)
+    await tell(database, project, ("a/b/c", "created", "1"), ("a", "deleted", None), ("ab/c", "created", "1"))
+    gone = [(path, "deleted", None) for path in ("a/b/c", "a/d", "ab/c")]
+    assert await news(database, project, *gone) == [("ab/c", "deleted", None)]
+    again = [("a/b/c", "modified", "2"), ("a/d", "created", "2")]
+    assert await news(database, project, *again) == [("a/b/c", "created", "2"), ("a/d", "created", "2")]
+    await tell(database, project, *[(path, "created", "2") for path in ("a/b/c", "a/d")])
+    assert await news(database, project, *gone) == gone
 
 
 async def test_what_came_and_went_between_two_looks_is_told_in_the_logs_words(database: Database) -> None:

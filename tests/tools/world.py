@@ -1,13 +1,13 @@
 """What a tool is given, on a real file store, with notes that outlive an attempt as the database's do."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from activities.files.store import DiskFileStore
-from activities.ports import ContainerStatus, Runtime
+from activities.ports import ContainerStatus, FileChange, Runtime
 from activities.tools.registry import all_tools, parse
 from activities.tools.tool import DevServerView, PreviewAddress, ToolContext, ToolResult
 from workflows.contracts.names import ProjectRef
@@ -21,6 +21,7 @@ class Notes:
     intents: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
     calls: set[str] = field(default_factory=set)
+    told: list[FileChange] = field(default_factory=list)
     call: str = "c1"
 
     async def intent(self) -> Mapping[str, Any] | None:
@@ -34,6 +35,9 @@ class Notes:
 
     async def note_etag(self, path: str, etag: str | None) -> None:
         self.etags[path] = etag
+
+    async def tell_changes(self, changes: Sequence[FileChange]) -> None:
+        self.told += [change for change in changes if change not in self.told]
 
     async def todo(self) -> list[dict[str, Any]]:
         return self.items
@@ -50,9 +54,9 @@ class DyingError(Exception):
 
 
 class DyingAfterTheWrite(Notes):
-    """Notes whose worker dies once the file is written, before it is noted."""
+    """Notes whose worker dies once the file is written, before it is told and noted."""
 
-    async def note_etag(self, path: str, etag: str | None) -> None:
+    async def tell_changes(self, changes: Sequence[FileChange]) -> None:
         raise DyingError
 
 
