@@ -74,7 +74,11 @@ class WatchedTree:
             del self._watches[segments]
 
     def differing(self) -> set[Segments]:
-        """The directories that are not as last seen, or have no watch. Leaves the picture as it is."""
+        """The directories that are not as last seen, or have no watch. Leaves the picture as it is.
+
+        Raises `FileNotFoundError` when the project is gone.
+        """
+        self._check_root()
         return {segments for segments in self.directories if self._differs(segments)}
 
     def _differs(self, segments: Segments) -> bool:
@@ -103,8 +107,7 @@ class WatchedTree:
 
         Raises `FileNotFoundError` when the project is gone.
         """
-        if not os.path.samestat(os.fstat(self._root), os.stat(self._path)):  # noqa: PTH116 -- beside a descriptor's
-            raise FileNotFoundError("the project's folder is gone")
+        self._check_root()
         changes: dict[str, FileChange] = {}
         found: list[_Seen] = []
         for segments in sorted(set(directories)):
@@ -123,6 +126,10 @@ class WatchedTree:
         while found:
             found += self._take(found.pop(), changes)
         return sorted(changes.values(), key=lambda change: change.path)
+
+    def _check_root(self) -> None:
+        if not os.path.samestat(os.fstat(self._root), os.stat(self._path)):  # noqa: PTH116 -- beside a descriptor's
+            raise FileNotFoundError("the project's folder is gone")
 
     def _take(self, seen: "_Seen", changes: dict[str, FileChange]) -> list["_Seen"]:
         """Make it the picture; what is to be seen in the directories that are new there."""

@@ -210,7 +210,11 @@ async def test_a_flood_ends_in_the_right_picture(tmp_path: Path) -> None:
         await watched.until(*((f"d{n % 50}/{n}", "created") for n in range(3000)))
 
 
-async def test_a_folder_that_goes_away_ends_the_watch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [inotify.Inotify, NoInstances])
+async def test_a_folder_that_goes_away_ends_the_watch(
+    tmp_path: Path, kind: type[inotify.Inotify], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "Inotify", kind)
     root = tmp_path / "project"
     root.mkdir()
     watched = Watched()
