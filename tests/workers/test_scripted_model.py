@@ -187,7 +187,7 @@ def test_a_request_without_tools_is_no_step_of_a_task(server: Server, key: str) 
     answer = server.ask(asking(script, tools=False)).json()["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == ("In short: nothing.", "stop")
     assert server.counts(f"{key}/0") == {}
-    assert server.counts(f"{key}/aside") == {"begun": 1, "finished": 1}
+    server.wait_counts(f"{key}/aside", {"begun": 1, "finished": 1})
 
 
 def test_a_script_that_is_quoted_in_pieces_is_none(server: Server) -> None:
@@ -223,7 +223,7 @@ def test_refuses_as_often_as_the_script_says(server: Server, key: str) -> None:
     assert [(answer.status_code, answer.headers["retry-after"]) for answer in refused] == [(429, "3")] * 2
     assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
     assert text_of(server.ask(body)) == "at last"
-    assert server.counts(f"{key}/0") == {"begun": 3, "refused": 2, "finished": 1}
+    server.wait_counts(f"{key}/0", {"begun": 3, "refused": 2, "finished": 1})
 
 
 def test_an_error_has_the_scripts_own_body(server: Server) -> None:
@@ -238,7 +238,7 @@ def test_drops_the_connection_midway(server: Server, key: str) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         events.extend(server.events(body))
     assert len(events) == 1 + 4
-    assert server.counts(f"{key}/0") == {"begun": 1, "failed": 1}
+    server.wait_counts(f"{key}/0", {"begun": 1, "failed": 1})
     assert list(server.events(body))[-1] == "[DONE]"
 
 
